@@ -1,0 +1,65 @@
+# Two commands: `make demo` shows what the package does, `make test` proves it. `make help` lists the rest.
+# Everything goes into .venv; nothing needs root. Another Python: `make demo PYTHON=python3.12`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORE := $(wildcard CMakeLists.txt csrc/*)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types native bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/native.stamp ## Train on digits, evaluate, predict; writes demo/ (a few minutes)
+	$(BIN)/vmamba demo
+
+test: $(VENV)/native.stamp ## Lint, format check, types, layering, tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -rs
+
+lint: $(VENV)/native.stamp ## Lint and format check only
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(VENV)/native.stamp ## Rewrite the sources in the house's format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(VENV)/native.stamp ## Check types only
+	$(BIN)/mypy
+
+native: ## Build the C++ core again, whether or not it changed
+	@rm -f $(VENV)/native.stamp
+	@$(MAKE) --no-print-directory $(VENV)/native.stamp
+
+bench: $(VENV)/native.stamp ## Correctness checks, error and speed of every scan backend here
+	$(BIN)/vmamba backends --check
+
+clean: ## Remove .venv and everything that is built; keeps runs/ and demo/
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The copy of pyproject.toml is what tells a changed file from one that git merely touched. It is written last, so that an
+# install that was cut off starts afresh.
+$(VENV)/venv.stamp: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit(1)' || { \
+	  echo "vmamba needs Python 3.10 or newer, and '$(PYTHON)' is not: name another, as in 'make PYTHON=python3.12'" >&2; \
+	  exit 1; }
+	@if cmp -s pyproject.toml $(VENV)/pyproject.toml; then touch $@; else set -e; \
+	  echo "Making $(VENV) with $$($(PYTHON) --version) ..."; \
+	  rm -rf $(VENV); \
+	  $(PYTHON) -m venv $(VENV); \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"; \
+	  cp pyproject.toml $(VENV)/pyproject.toml; \
+	  touch $@ $(VENV)/native.stamp; fi
+
+# The editable install compiles the C++ core; a machine without a compiler gets the pure package, which says so when asked.
+$(VENV)/native.stamp: $(VENV)/venv.stamp $(CORE)
+	@if [ -e $@ ] && [ -z "$(filter-out $(VENV)/venv.stamp,$?)" ]; then touch $@; else set -e; \
+	  echo "Building the C++ core ..."; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .; \
+	  touch $@; fi

@@ -1,0 +1,11 @@
+// What Python can call: one line for each kernel.
+#include "dispatch.h"
+#include "scan_args.h"
+#include "ss2d_args.h"
+#include "vecmath_args.h"
+
+VMAMBA_ENTRY(vecmath, VecmathArgs)
+VMAMBA_ENTRY(selective_scan_forward, ScanForwardArgs)
+VMAMBA_ENTRY(selective_scan_backward, ScanBackwardArgs)
+VMAMBA_ENTRY(ss2d_forward, Ss2dForwardArgs)
+VMAMBA_ENTRY(ss2d_backward, Ss2dBackwardArgs)

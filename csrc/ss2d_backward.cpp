@@ -1,0 +1,299 @@
+// Every gradient of the fused operator. Each direction is walked backwards, chunk by chunk: the states inside a chunk are
+// computed again from those that forward saved at its start.
+#include "ss2d_body.h"
+
+namespace vmamba {
+namespace VMAMBA_ISA {
+namespace {
+
+constexpr float LN_2 = 0.693147181f;
+
+// A chunk of one lane block. What it holds, by pixel and lane:
+struct Work {
+  Tile u, dy;
+  Tile delta, slope;   // the step size and its derivative by the projected step
+  Tile through_B;      // sum over states of adjoint · B: the gradient of delta · u
+  Tile through_decay;  // sum over states of adjoint · decayed state · A log2(e)
+  Tile dstep;          // gradient of the projected step
+  Tile decay[4], decayed[4];  // of the states at work: exp(delta A) and that times the state before
+};
+
+void steps_of(const Ss2dShape& shape, const float* rows, const Lane& lane, int64_t length, Work& work) {
+  for (int64_t t = 0; t < length; t += GROUP) {
+    Lanes step[GROUP], slope[GROUP];
+    project(rows, lane.weights, load(lane.bias), shape.rank, t, step);
+    for (int i = 0; i < GROUP; ++i) {
+      slope[i] = splat(1.0f);
+      if (shape.softplus) {
+        const Lanes z = exp_minus_abs(step[i]);
+        slope[i] = sigmoid_given(step[i], z);
+        step[i] = softplus_given(step[i], z);
+      }
+    }
+    for (int i = 0; i < GROUP; ++i) {
+      store(work.delta + (t + i) * LANES, step[i]);
+      store(work.slope + (t + i) * LANES, slope[i]);
+    }
+  }
+}
+
+// Forward through the chunk once more, keeping what `reverse_states` needs.
+template <int N>
+VMAMBA_INLINE void replay_states(Work& work, const float* B, const float* log2_decay, Lanes (&h)[N], int64_t length) {
+  Lanes rate[N];
+  for (int j = 0; j < N; ++j) rate[j] = load(log2_decay + j * LANES);
+  for (int64_t t = 0; t < length; ++t) {
+    const Lanes step = load(work.delta + t * LANES), input = step * load(work.u + t * LANES);
+    for (int j = 0; j < N; ++j) {
+      const Lanes decay = exp2(step * rate[j]), decayed = decay * h[j];
+      h[j] = fma(input, splat(B[j * PIXELS + t]), decayed);
+      store(work.decay[j] + t * LANES, decay);
+      store(work.decayed[j] + t * LANES, decayed);
+    }
+  }
+}
+
+// Lane i of the result is the sum of row i.
+VMAMBA_INLINE Lanes row_sums(const Lanes (&row)[LANES]) {
+  Lanes part[LANES / 4];  // of four rows each: sums over every quarter (128 bits)
+  for (int q = 0; q < LANES / 4; ++q) {
+    const Lanes ab = zip_low(row[4 * q], row[4 * q + 1]) + zip_high(row[4 * q], row[4 * q + 1]);
+    const Lanes cd = zip_low(row[4 * q + 2], row[4 * q + 3]) + zip_high(row[4 * q + 2], row[4 * q + 3]);
+    part[q] = low_pairs(ab, cd) + high_pairs(ab, cd);
+  }
+#if VMAMBA_LANES == 4
+  return part[0];
+#else
+  Lanes half[LANES / 8];
+  for (int q = 0; q < LANES / 8; ++q)
+    half[q] = low_quarters(part[2 * q], part[2 * q + 1]) + high_quarters(part[2 * q], part[2 * q + 1]);
+#if VMAMBA_LANES == 8
+  return half[0];
+#else
+  return low_quarters(half[0], half[1]) + high_quarters(half[0], half[1]);
+#endif
+#endif
+}
+
+// The adjoint recurrence of N states, backwards through the chunk. `adjoint` enters and leaves as exp(delta A) · adjoint of
+// the pixel after; dA, dB and dC grow.
+template <int N>
+VMAMBA_INLINE void reverse_states(Work& work, const float* B, const float* C, const float* log2_decay, int64_t length,
+                                  float* adjoint, float* dA, int64_t dA_step, float* dB, float* dC) {
+  Lanes carried[N], rate[N], of_A[N];
+  for (int j = 0; j < N; ++j) {
+    carried[j] = load(adjoint + j * LANES);
+    rate[j] = load(log2_decay + j * LANES);
+    of_A[j] = load(dA + j * dA_step);
+  }
+  Lanes of_B[N][LANES] = {}, of_C[N][LANES] = {};
+  for (int64_t first = (length - 1) / LANES * LANES; first >= 0; first -= LANES) {
+    for (int64_t t = smaller(first + LANES, length) - 1; t >= first; --t) {
+      const Lanes step = load(work.delta + t * LANES), input = step * load(work.u + t * LANES), dy = load(work.dy + t * LANES);
+      Lanes through_B = load(work.through_B + t * LANES), through_decay = load(work.through_decay + t * LANES);
+      for (int j = 0; j < N; ++j) {
+        const Lanes b = splat(B[j * PIXELS + t]), decayed = load(work.decayed[j] + t * LANES);
+        const Lanes q = fma(dy, splat(C[j * PIXELS + t]), carried[j]);
+        of_C[j][t - first] = dy * fma(input, b, decayed);
+        of_B[j][t - first] = q * input;
+        through_B = fma(q, b, through_B);
+        const Lanes pull = q * decayed;
+        through_decay = fma(pull, rate[j], through_decay);
+        of_A[j] = fma(pull, step, of_A[j]);
+        carried[j] = load(work.decay[j] + t * LANES) * q;
+      }
+      store(work.through_B + t * LANES, through_B);
+      store(work.through_decay + t * LANES, through_decay);
+    }
+    for (int j = 0; j < N; ++j) {
+      store(dB + j * PIXELS + first, load(dB + j * PIXELS + first) + row_sums(of_B[j]));
+      store(dC + j * PIXELS + first, load(dC + j * PIXELS + first) + row_sums(of_C[j]));
+    }
+  }
+  for (int j = 0; j < N; ++j) {
+    store(adjoint + j * LANES, carried[j]);
+    store(dA + j * dA_step, of_A[j]);
+  }
+}
+
+// Turn the sums over states into gradients of the projected step and (in place of through_B) of x.
+VMAMBA_INLINE void finish_pixels(Work& work, Lanes skip, int64_t length, float* d_dt_bias) {
+  Lanes of_bias = load(d_dt_bias);
+  for (int64_t t = 0; t < length; ++t) {
+    const Lanes through_B = load(work.through_B + t * LANES);
+    const Lanes ddelta = fma(through_B, load(work.u + t * LANES), load(work.through_decay + t * LANES) * LN_2);
+    const Lanes dstep = ddelta * load(work.slope + t * LANES);
+    of_bias += dstep;
+    store(work.dstep + t * LANES, dstep);
+    store(work.through_B + t * LANES, fma(through_B, load(work.delta + t * LANES), skip * load(work.dy + t * LANES)));
+  }
+  for (int64_t t = length; t % LANES; ++t) store(work.dstep + t * LANES, Lanes{});
+  store(d_dt_bias, of_bias);
+}
+
+// Gradient of the low-rank step: the weights' transpose times dstep, with lanes over pixels.
+VMAMBA_INLINE void low_rank_gradient(const Work& work, const float* weights, int64_t rank, int channels, int64_t length, float* sums) {
+  for (int64_t t = 0; t < length; t += LANES) {
+    Lanes of_channel[LANES];
+    for (int i = 0; i < LANES; ++i) of_channel[i] = load(work.dstep + (t + i) * LANES);
+    transpose(of_channel);
+    in_blocks<8>(rank, [&](int64_t i, auto n) {
+      constexpr int N = decltype(n)::value;
+      Lanes sum[N];
+      for (int s = 0; s < N; ++s) sum[s] = load(sums + (i + s) * PIXELS + t);
+      for (int c = 0; c < channels; ++c)
+        for (int s = 0; s < N; ++s) sum[s] = fma(of_channel[c], splat(weights[c * rank + i + s]), sum[s]);
+      for (int s = 0; s < N; ++s) store(sums + (i + s) * PIXELS + t, sum[s]);
+    });
+  }
+}
+
+// Gradient of the weights: dstep times the low-rank step, summed over pixels.
+VMAMBA_INLINE void weight_gradient(const Work& work, const float* rows, int64_t rank, int64_t length, float* sums, int64_t sums_step) {
+  in_blocks<8>(rank, [&](int64_t i, auto n) {
+    constexpr int N = decltype(n)::value;
+    Lanes sum[N];
+    for (int s = 0; s < N; ++s) sum[s] = load(sums + (i + s) * sums_step);
+    for (int64_t t = 0; t < length; ++t) {
+      const Lanes dstep = load(work.dstep + t * LANES);
+      for (int s = 0; s < N; ++s) sum[s] = fma(dstep, splat(rows[(i + s) * PIXELS + t]), sum[s]);
+    }
+    for (int s = 0; s < N; ++s) store(sums + (i + s) * sums_step, sum[s]);
+  });
+}
+
+// Rows of group_sums: for each direction rank rows for dt_weight, states for A, one for dt_bias; at the end one for D.
+VMAMBA_INLINE int64_t sum_rows(const Ss2dShape& shape) { return shape.rank + shape.states + 1; }
+VMAMBA_INLINE int64_t padded_channels(const Ss2dShape& shape) { return ceil_div(shape.channels, 16) * 16; }
+VMAMBA_INLINE int64_t group_floats(const Ss2dShape& shape) {
+  return (SS2D_DIRECTIONS * sum_rows(shape) + 1) * padded_channels(shape);
+}
+
+// One direction of one image, for the channels of a slice.
+void run_direction(const Ss2dBackwardArgs& args, int64_t image, int k, int64_t slice, int64_t group, float* memory, Work& work) {
+  const Ss2dShape& shape = args.shape;
+  const int64_t channel = slice * args.slice_channels, end = smaller(shape.channels, channel + args.slice_channels);
+  const int64_t rank = shape.rank, states = shape.states, columns = column_count(shape), pixels = pixel_count(shape);
+  const int64_t padded = padded_channels(shape);
+  float* rows = memory;
+  float* sums = rows + columns * PIXELS;
+  float* lanes = sums + columns * PIXELS;
+  const float* B = rows + rank * PIXELS;
+  const float* C = B + states * PIXELS;
+  float* dB = sums + rank * PIXELS;
+  float* dC = dB + states * PIXELS;
+  float* dx_dbl = (args.slice_sums ? args.slice_sums + slice * shape.batch * pixels * SS2D_DIRECTIONS * columns : args.dx_dbl) +
+                  (image * pixels * SS2D_DIRECTIONS + k) * columns;
+  Chunk chunk;
+
+  const Walk walk = walk_of(shape, k);
+  const int64_t last = chunk_count(shape) - 1;
+  for (int64_t index = last; index >= 0; --index) {
+    place_chunk(shape, walk, index, chunk);
+    load_columns(shape, args.in.x_dbl, image, k, chunk, rows);
+    for (int64_t i = 0; i < columns * PIXELS; i += LANES) store(sums + i, Lanes{});
+
+    float* memory_of_lane = lanes;
+    for (int64_t c = channel; c < end; c += LANES, memory_of_lane += lane_floats(shape)) {
+      const Block block = block_at(shape, c);
+      const Lane lane = lane_at(shape, memory_of_lane);
+      if (index == last) start_lane(shape, args.in, k, block, lane);
+      float* d_dt_weight = args.group_sums + group * group_floats(shape) + k * sum_rows(shape) * padded + c;
+      float* dA = d_dt_weight + rank * padded;
+      float* d_dt_bias = dA + states * padded;
+
+      load_tile(args.in.x, image, chunk, block, work.u);
+      load_tile({const_cast<float*>(args.dy), 0, {pixels * shape.channels, shape.channels}}, image, chunk, block, work.dy);
+      steps_of(shape, rows, lane, chunk.length, work);
+      for (int64_t t = 0; t < chunk.length; ++t) {
+        store(work.through_B + t * LANES, Lanes{});
+        store(work.through_decay + t * LANES, Lanes{});
+      }
+      in_blocks<4>(states, [&](int64_t j, auto n) {
+        constexpr int N = decltype(n)::value;
+        Lanes h[N] = {};
+        const int64_t from = saved_at(shape, image, k, index, block) + j * shape.channels;
+        for (int s = 0; index > 0 && s < N; ++s)
+          h[s] = load_first<Dtype::float32>(args.saved, from + s * shape.channels, block.count);
+        replay_states<N>(work, B + j * PIXELS, lane.log2_decay + j * LANES, h, chunk.length);
+        reverse_states<N>(work, B + j * PIXELS, C + j * PIXELS, lane.log2_decay + j * LANES, chunk.length,
+                          lane.state + j * LANES, dA + j * padded, padded, dB + j * PIXELS, dC + j * PIXELS);
+      });
+      finish_pixels(work, k == 0 ? total_skip(shape, args.in.D, block) : Lanes{}, chunk.length, d_dt_bias);
+      merge(k == 0, args.dx + image * pixels * shape.channels, shape.channels, chunk, block, work.through_B);
+      low_rank_gradient(work, args.in.dt_weight + (k * shape.channels + c) * rank, rank, block.count, chunk.length, sums);
+      weight_gradient(work, rows, rank, chunk.length, d_dt_weight, padded);
+      if (k == 0 && args.dD) {
+        float* dD = args.group_sums + (group + 1) * group_floats(shape) - padded + c;
+        Lanes sum = load(dD);
+        for (int64_t t = 0; t < chunk.length; ++t) sum = fma(load(work.dy + t * LANES), load(work.u + t * LANES), sum);
+        store(dD, sum);
+      }
+    }
+    transpose_out(dx_dbl, [&](int64_t t) { return chunk.pixel[t] * SS2D_DIRECTIONS * columns; }, chunk.length, columns, sums, PIXELS);
+  }
+}
+
+void run_task(const Ss2dBackwardArgs& args, int64_t group, int64_t slice, float* memory) {
+  const Ss2dShape& shape = args.shape;
+  const int64_t channel = slice * args.slice_channels, end = smaller(padded_channels(shape), channel + args.slice_channels);
+  for (int64_t row = 0; row <= SS2D_DIRECTIONS * sum_rows(shape); ++row)
+    for (int64_t c = channel; c < end; c += LANES)
+      store(args.group_sums + group * group_floats(shape) + row * padded_channels(shape) + c, Lanes{});
+  const int64_t images = smaller(shape.batch, (group + 1) * args.group_images);
+  alignas(64) Work work;
+  for (int64_t image = group * args.group_images; image < images; ++image)
+    for (int k = 0; k < SS2D_DIRECTIONS; ++k) run_direction(args, image, k, slice, group, memory, work);
+}
+
+// dx_dbl as the sum of the slices' parts, in the slices' order.
+void add_slices(const Ss2dBackwardArgs& args, int64_t slices) {
+  const int64_t count = args.shape.batch * pixel_count(args.shape) * SS2D_DIRECTIONS * column_count(args.shape);
+  const int64_t piece = 4096;
+  parallel_for(ceil_div(count, piece), args.shape.threads, [&](int64_t task) {
+    const int64_t end = smaller(count, (task + 1) * piece);
+    for (int64_t i = task * piece; i < end; i += LANES) {
+      const int some = static_cast<int>(smaller(end - i, LANES));
+      Lanes sum = load_first<Dtype::float32>(args.slice_sums, i, some);
+      for (int64_t s = 1; s < slices; ++s) sum += load_first<Dtype::float32>(args.slice_sums, s * count + i, some);
+      store_first(args.dx_dbl, i, some, sum);
+    }
+  });
+}
+
+// The parameters' gradients as the sums over the groups of images, in the groups' order.
+void add_groups(const Ss2dBackwardArgs& args, int64_t groups) {
+  const Ss2dShape& shape = args.shape;
+  const int64_t blocks = ceil_div(shape.channels, LANES), rank = shape.rank, states = shape.states;
+  share_tasks(SS2D_DIRECTIONS * blocks, shape.threads, args.workspace, args.workspace_floats, [&](int64_t task, float* memory) {
+    const int64_t k = task / blocks;
+    const Block block = block_at(shape, task % blocks * LANES);
+    auto total = [&](int64_t row) {
+      const float* part = args.group_sums + row * padded_channels(shape) + block.channel;
+      Lanes sum = load(part);
+      for (int64_t g = 1; g < groups; ++g) sum += load(part + g * group_floats(shape));
+      return sum;
+    };
+    for (int64_t row = 0; row < rank + states; ++row) store(memory + row * LANES, total(k * sum_rows(shape) + row));
+    const int64_t first = k * shape.channels + block.channel;
+    transpose_out(args.d_dt_weight, [&](int64_t c) { return (first + c) * rank; }, block.count, rank, memory, LANES);
+    transpose_out(args.dA, [&](int64_t c) { return (first + c) * states; }, block.count, states, memory + rank * LANES, LANES);
+    if (args.d_dt_bias) store_first(args.d_dt_bias, first, block.count, total(k * sum_rows(shape) + rank + states));
+    if (args.dD) store_first(args.dD, first, block.count, total(SS2D_DIRECTIONS * sum_rows(shape)));
+  });
+}
+
+}  // namespace
+
+void ss2d_backward(const Ss2dBackwardArgs& args) {
+  const int64_t slices = ceil_div(args.shape.channels, args.slice_channels);
+  const int64_t groups = ceil_div(args.shape.batch, args.group_images);
+  share_tasks(groups * slices, args.shape.threads, args.workspace, args.workspace_floats, [&](int64_t task, float* memory) {
+    run_task(args, task / slices, task % slices, memory);
+  });
+  if (args.slice_sums) add_slices(args, slices);
+  add_groups(args, groups);
+}
+
+}  // namespace VMAMBA_ISA
+}  // namespace vmamba

@@ -1,0 +1,265 @@
+// What forward and backward of the fused operator share: the order of the pixels, a chunk's columns, the step sizes.
+//
+// A task walks some lane blocks (LANES channels each) of one image through the four directions, chunk by chunk. A chunk's
+// low-rank steps, B and C are first laid out as rows over its pixels, so that the loops below read them as scalars at
+// constant distances. Everything else of a chunk stays in tiles, [pixel][lane], that fit the first-level cache.
+#pragma once
+
+#include "lanes.h"
+#include "parallel.h"
+#include "ss2d_args.h"
+#include "vecmath.h"
+
+namespace vmamba {
+namespace VMAMBA_ISA {
+namespace {
+
+constexpr int PIXELS = SS2D_CHUNK;
+constexpr int GROUP = 8;  // pixels that are projected together: each weight is loaded once for all
+constexpr float LOG2_E = 1.44269504f;
+
+static_assert(PIXELS % LANES == 0 && PIXELS % GROUP == 0, "chunks are whole transposes and whole groups");
+
+typedef float Tile[PIXELS * LANES];
+
+VMAMBA_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+VMAMBA_INLINE int64_t pixel_count(const Ss2dShape& shape) { return shape.height * shape.width; }
+VMAMBA_INLINE int64_t column_count(const Ss2dShape& shape) { return shape.rank + 2 * shape.states; }
+VMAMBA_INLINE int64_t chunk_count(const Ss2dShape& shape) { return ceil_div(pixel_count(shape), PIXELS); }
+
+// ---- scan orders ---------------------------------------------------------------------------------------------
+
+// The t-th pixel of a direction is start + (t / line) * line_step + (t % line) * step.
+struct Walk {
+  int64_t start, line, line_step, step;
+};
+
+VMAMBA_INLINE Walk walk_of(const Ss2dShape& shape, int direction) {
+  const int64_t reading = shape.reading[direction];
+  const int64_t down = reading & flip_h ? -shape.width : shape.width, right = reading & flip_w ? -1 : 1;
+  const int64_t start = (reading & flip_h ? pixel_count(shape) - shape.width : 0) + (reading & flip_w ? shape.width - 1 : 0);
+  if (reading & by_column) return {start, shape.height, right, down};
+  return {start, shape.width, down, right};
+}
+
+struct Chunk {
+  int64_t index, length;
+  int64_t pixel[PIXELS];  // beyond `length` the last one again, so that whole groups can be read
+};
+
+VMAMBA_INLINE void place_chunk(const Ss2dShape& shape, const Walk& walk, int64_t index, Chunk& chunk) {
+  chunk.index = index;
+  chunk.length = smaller(pixel_count(shape) - index * PIXELS, PIXELS);
+  const int64_t line = index * PIXELS / walk.line;
+  int64_t inside = index * PIXELS % walk.line, first = walk.start + line * walk.line_step;
+  for (int64_t t = 0; t < chunk.length; ++t) {
+    chunk.pixel[t] = first + inside * walk.step;
+    if (++inside == walk.line) {
+      inside = 0;
+      first += walk.line_step;
+    }
+  }
+  for (int64_t t = chunk.length; t < PIXELS; ++t) chunk.pixel[t] = chunk.pixel[chunk.length - 1];
+}
+
+// ---- memory --------------------------------------------------------------------------------------------------
+
+// The first `count` lanes; the others are 0, and memory beyond is not touched.
+template <Dtype type>
+VMAMBA_INLINE Lanes load_first(const void* base, int64_t index, int count) {
+#if defined(__AVX512F__)
+  const uint32_t mask = (1u << count) - 1u;
+  if constexpr (type == Dtype::float32) {
+    return (Lanes)_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), static_cast<const float*>(base) + index);
+  } else {
+    const Halves x = (Halves)_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), static_cast<const uint16_t*>(base) + index);
+    return type == Dtype::bfloat16 ? from_bfloat16(x) : from_float16(x);
+  }
+#else
+  return count == LANES ? load_as<type>(base, index) : load_some<type>(base, index, 1, count);
+#endif
+}
+
+VMAMBA_INLINE void store_first(float* base, int64_t index, int count, Lanes x) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(base + index, static_cast<__mmask16>((1u << count) - 1u), (__m512)x);
+#else
+  if (count == LANES) return store(base + index, x);
+  store_some<Dtype::float32>(base, index, 1, count, x);
+#endif
+}
+
+// out[column * out_step + row] = base[row_at(row) + column]; rows up to the next multiple of LANES are filled with 0.
+template <Dtype type, class RowAt>
+VMAMBA_INLINE void transpose_in(const void* base, RowAt&& row_at, int64_t rows, int64_t columns, float* out, int64_t out_step) {
+  for (int64_t r = 0; r < rows; r += LANES) {
+    for (int64_t c = 0; c < columns; c += LANES) {
+      const int some = static_cast<int>(smaller(columns - c, LANES));
+      Lanes tile[LANES];
+      for (int i = 0; i < LANES; ++i) tile[i] = r + i < rows ? load_first<type>(base, row_at(r + i) + c, some) : Lanes{};
+      transpose(tile);
+      for (int i = 0; i < some; ++i) store(out + (c + i) * out_step + r, tile[i]);
+    }
+  }
+}
+
+// The reverse: base[row_at(row) + column] = in[column * in_step + row].
+template <class RowAt>
+VMAMBA_INLINE void transpose_out(float* base, RowAt&& row_at, int64_t rows, int64_t columns, const float* in, int64_t in_step) {
+  for (int64_t r = 0; r < rows; r += LANES) {
+    for (int64_t c = 0; c < columns; c += LANES) {
+      const int some = static_cast<int>(smaller(columns - c, LANES));
+      Lanes tile[LANES] = {};
+      for (int i = 0; i < some; ++i) tile[i] = load(in + (c + i) * in_step + r);
+      transpose(tile);
+      for (int i = 0; i < LANES && r + i < rows; ++i) store_first(base, row_at(r + i) + c, some, tile[i]);
+    }
+  }
+}
+
+// ---- a chunk's contents --------------------------------------------------------------------------------------
+
+// The columns of x_dbl over the chunk's pixels: rows[column * PIXELS + t].
+void load_columns(const Ss2dShape& shape, const Tensor& x_dbl, int64_t image, int direction, const Chunk& chunk, float* rows) {
+  const int64_t offset = image * x_dbl.stride[0] + direction * x_dbl.stride[2];
+  with_dtype(x_dbl.dtype, [&](auto type) {
+    transpose_in<decltype(type)::value>(
+        x_dbl.data, [&](int64_t t) { return offset + chunk.pixel[t] * x_dbl.stride[1]; }, chunk.length,
+        column_count(shape), rows, PIXELS);
+  });
+}
+
+// A lane block: its first channel and how many of its lanes are channels.
+struct Block {
+  int64_t channel;
+  int count;
+};
+
+VMAMBA_INLINE Block block_at(const Ss2dShape& shape, int64_t channel) {
+  return {channel, static_cast<int>(smaller(shape.channels - channel, LANES))};
+}
+
+template <Dtype type>
+VMAMBA_INLINE void load_tile_as(const void* base, int64_t offset, int64_t pixel_stride, const Chunk& chunk, int count, float* tile) {
+  if (count == LANES) {
+    for (int64_t t = 0; t < chunk.length; ++t) store(tile + t * LANES, load_as<type>(base, offset + chunk.pixel[t] * pixel_stride));
+  } else {
+    for (int64_t t = 0; t < chunk.length; ++t) store(tile + t * LANES, load_first<type>(base, offset + chunk.pixel[t] * pixel_stride, count));
+  }
+}
+
+// x at the chunk's pixels and the block's channels: tile[t * LANES + lane], 0 in lanes without a channel.
+void load_tile(const Tensor& x, int64_t image, const Chunk& chunk, Block block, float* tile) {
+  with_dtype(x.dtype, [&](auto type) {
+    load_tile_as<decltype(type)::value>(x.data, image * x.stride[0] + block.channel, x.stride[1], chunk, block.count, tile);
+  });
+}
+
+// One direction's parameters of a lane block, lanes over channels, and the block's state or its adjoint.
+struct Lane {
+  float* weights;     // [rank]
+  float* log2_decay;  // [states]: A log2(e), so that the decay is a power of two
+  float* bias;
+  float* state;       // [states]
+};
+
+VMAMBA_INLINE int64_t lane_floats(const Ss2dShape& shape) { return (column_count(shape) + 1) * LANES; }
+
+VMAMBA_INLINE Lane lane_at(const Ss2dShape& shape, float* memory) {
+  float* log2_decay = memory + shape.rank * LANES;
+  float* bias = log2_decay + shape.states * LANES;
+  return {memory, log2_decay, bias, bias + LANES};
+}
+
+// Fetch a direction's parameters and clear the state.
+void start_lane(const Ss2dShape& shape, const Ss2dInputs& in, int direction, Block block, const Lane& lane) {
+  const int64_t first = direction * shape.channels + block.channel, rank = shape.rank, states = shape.states;
+  transpose_in<Dtype::float32>(in.dt_weight, [&](int64_t c) { return (first + c) * rank; }, block.count, rank, lane.weights, LANES);
+  transpose_in<Dtype::float32>(in.A, [&](int64_t c) { return (first + c) * states; }, block.count, states, lane.log2_decay, LANES);
+  for (int64_t j = 0; j < states; ++j) {
+    store(lane.log2_decay + j * LANES, load(lane.log2_decay + j * LANES) * LOG2_E);
+    store(lane.state + j * LANES, Lanes{});
+  }
+  store(lane.bias, in.dt_bias ? load_first<Dtype::float32>(in.dt_bias, first, block.count) : Lanes{});
+}
+
+// D summed over the directions, each of which adds its D u to the same pixel.
+VMAMBA_INLINE Lanes total_skip(const Ss2dShape& shape, const float* D, Block block) {
+  Lanes sum = {};
+  for (int k = 0; D && k < SS2D_DIRECTIONS; ++k)
+    sum += load_first<Dtype::float32>(D, k * shape.channels + block.channel, block.count);
+  return sum;
+}
+
+// Where the states at the start of a chunk (not the first) are kept; states are shape.channels apart.
+VMAMBA_INLINE int64_t saved_at(const Ss2dShape& shape, int64_t image, int direction, int64_t chunk, Block block) {
+  return ((image * SS2D_DIRECTIONS + direction) * (chunk_count(shape) - 1) + chunk - 1) * shape.states * shape.channels + block.channel;
+}
+
+// The map at the chunk's pixels becomes, or grows by, the tile.
+template <bool first>
+VMAMBA_INLINE void merge_as(float* map, int64_t channels, const Chunk& chunk, Block block, const float* tile) {
+  for (int64_t t = 0; t < chunk.length; ++t) {
+    const int64_t at = chunk.pixel[t] * channels + block.channel;
+    const Lanes value = load(tile + t * LANES);
+    if (block.count == LANES)
+      store(map + at, first ? value : load(map + at) + value);
+    else
+      store_first(map, at, block.count, first ? value : load_first<Dtype::float32>(map, at, block.count) + value);
+  }
+}
+
+VMAMBA_INLINE void merge(bool first, float* map, int64_t channels, const Chunk& chunk, Block block, const float* tile) {
+  first ? merge_as<true>(map, channels, chunk, block, tile) : merge_as<false>(map, channels, chunk, block, tile);
+}
+
+// bias + weights · low-rank step, for GROUP pixels from t on.
+VMAMBA_INLINE void project(const float* rows, const float* weights, Lanes bias, int64_t rank, int64_t t, Lanes (&step)[GROUP]) {
+  for (int p = 0; p < GROUP; ++p) step[p] = bias;
+  for (int64_t i = 0; i < rank; ++i) {
+    const Lanes weight = load(weights + i * LANES);
+    const float* row = rows + i * PIXELS + t;
+#pragma GCC unroll 8
+    for (int p = 0; p < GROUP; ++p) step[p] = fma(weight, splat(row[p]), step[p]);
+  }
+}
+
+// body(task, this worker's memory) for every task, tasks handed out as workers get free.
+template <class F>
+VMAMBA_INLINE void share_tasks(int64_t tasks, int64_t threads, float* workspace, int64_t workspace_floats, F&& body) {
+  const int64_t workers = smaller(threads, tasks);
+  int64_t next = 0;
+  parallel_for(workers, workers, [&](int64_t worker) {
+    for (;;) {
+      const int64_t task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+      if (task >= tasks) return;
+      body(task, workspace + worker * workspace_floats);
+    }
+  });
+}
+
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+// f(first, Count) over 0 .. total in steps of the compile-time constant `most`, and what remains.
+template <int most, class F>
+VMAMBA_INLINE void in_blocks(int64_t total, F&& f) {
+  int64_t first = 0;
+  for (; first + most <= total; first += most) f(first, Count<most>{});
+  if constexpr (most > 1) {
+    const int64_t left = total - first;
+    if (most > 7 && left == 7) f(first, Count<7>{});
+    if (most > 6 && left == 6) f(first, Count<6>{});
+    if (most > 5 && left == 5) f(first, Count<5>{});
+    if (most > 4 && left == 4) f(first, Count<4>{});
+    if (most > 3 && left == 3) f(first, Count<3>{});
+    if (most > 2 && left == 2) f(first, Count<2>{});
+    if (left == 1) f(first, Count<1>{});
+  }
+}
+
+}  // namespace
+}  // namespace VMAMBA_ISA
+}  // namespace vmamba

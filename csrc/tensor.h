@@ -1,0 +1,17 @@
+// What Python passes about a tensor. All fields are 8 bytes wide so that both sides lay the structs out alike.
+#pragma once
+
+#include <cstdint>
+
+namespace vmamba {
+
+enum class Dtype : int64_t { float32 = 0, bfloat16 = 1, float16 = 2 };
+
+// Strides are in elements; axes that the tensor does not have are unused. An absent tensor has data == nullptr.
+struct Tensor {
+  void* data;
+  int64_t dtype;
+  int64_t stride[4];
+};
+
+}  // namespace vmamba

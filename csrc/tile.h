@@ -1,0 +1,97 @@
+// Moves tiles of LANES channels × some steps between tensors and memory where the lanes are channels.
+#pragma once
+
+#include "lanes.h"
+
+namespace vmamba {
+namespace VMAMBA_ISA {
+
+// A tile's place in a tensor: strides in elements, `channels` ≤ LANES of them real. Lanes beyond are 0 when loaded.
+struct Place {
+  int64_t offset, channel_stride, step_stride;
+  int channels;
+};
+
+// Fetches a tile that will be needed soon, one piece for each step of the tile at hand: a tile's rows are too short for
+// the hardware to foresee them, and asked for all at once they would block the cache's miss queue.
+struct Prefetch {
+  const char* base;
+  int64_t channel_stride, column_stride;  // in bytes; a column is LANES steps
+
+  Prefetch(const void* data, int64_t dtype, const Place& place) {
+    const int64_t size = dtype == static_cast<int64_t>(Dtype::float32) ? 4 : 2;
+    base = static_cast<const char*>(data) + place.offset * size;
+    channel_stride = place.channel_stride * size;
+    column_stride = LANES * place.step_stride * size;
+  }
+  void step(int t) const {
+    __builtin_prefetch(base + t % LANES * channel_stride + t / LANES * column_stride, 0, 2);
+  }
+};
+
+// Fill tile[0 .. steps), and up to the next multiple of LANES with zeros.
+template <Dtype type>
+static void load_tile_as(const void* base, const Place& place, int steps, Lanes* tile) {
+  const bool full = place.channels == LANES;
+  if (place.step_stride != 1) {  // channels-last memory if channel_stride is 1, otherwise a gather
+    const bool direct = full && place.channel_stride == 1;
+    for (int t = 0; t < steps; ++t) {
+      const int64_t index = place.offset + t * place.step_stride;
+      tile[t] = direct ? load_as<type>(base, index) : load_some<type>(base, index, place.channel_stride, place.channels);
+    }
+    for (int t = steps; t % LANES; ++t) tile[t] = Lanes{};
+    return;
+  }
+  for (int t = 0; t < steps; t += LANES) {
+    Lanes rows[LANES];
+    if (full && steps - t >= LANES) {
+      for (int c = 0; c < LANES; ++c) rows[c] = load_as<type>(base, place.offset + c * place.channel_stride + t);
+    } else {
+      const int some = static_cast<int>(smaller(steps - t, LANES));
+      for (int c = 0; c < LANES; ++c)
+        rows[c] = c < place.channels ? load_some<type>(base, place.offset + c * place.channel_stride + t, 1, some) : Lanes{};
+    }
+    transpose(rows);
+    for (int i = 0; i < LANES; ++i) tile[t + i] = rows[i];
+  }
+}
+
+// Write tile[0 .. steps) where step_stride is 1. The tile's rows up to the next multiple of LANES must be readable.
+template <Dtype type>
+static void store_tile_as(void* base, const Place& place, int steps, const Lanes* tile) {
+  for (int t = 0; t < steps; t += LANES) {
+    Lanes rows[LANES];
+    for (int i = 0; i < LANES; ++i) rows[i] = tile[t + i];
+    transpose(rows);
+    if (place.channels == LANES && steps - t >= LANES) {
+      for (int c = 0; c < LANES; ++c) store_as<type>(base, place.offset + c * place.channel_stride + t, rows[c]);
+    } else {
+      const int some = static_cast<int>(smaller(steps - t, LANES));
+      for (int c = 0; c < place.channels; ++c)
+        store_some<type>(base, place.offset + c * place.channel_stride + t, 1, some, rows[c]);
+    }
+  }
+}
+
+static void load_tile(const void* base, int64_t dtype, const Place& place, int steps, Lanes* tile) {
+  with_dtype(dtype, [&](auto type) { load_tile_as<decltype(type)::value>(base, place, steps, tile); });
+}
+
+static void store_tile(void* base, int64_t dtype, const Place& place, int steps, const Lanes* tile) {
+  with_dtype(dtype, [&](auto type) { store_tile_as<decltype(type)::value>(base, place, steps, tile); });
+}
+
+// `steps` elements of one row, any stride, as floats.
+static void load_row(const void* base, int64_t dtype, int64_t offset, int64_t stride, int steps, float* row) {
+  with_dtype(dtype, [&](auto type) {
+    constexpr Dtype T = decltype(type)::value;
+    for (int t = 0; t < steps; t += LANES) {
+      const int some = static_cast<int>(smaller(steps - t, LANES));
+      const int64_t index = offset + t * stride;
+      store(row + t, some == LANES && stride == 1 ? load_as<T>(base, index) : load_some<T>(base, index, stride, some));
+    }
+  });
+}
+
+}  // namespace VMAMBA_ISA
+}  // namespace vmamba

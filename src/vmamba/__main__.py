@@ -1,0 +1,8 @@
+"""``python -m vmamba`` is ``vmamba``."""
+
+import sys
+
+from vmamba.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

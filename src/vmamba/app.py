@@ -1,0 +1,189 @@
+"""The commands: for each, its options and the task it calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+    from rich.console import Console
+
+    from vmamba.parsing import CommandParser
+
+# Tasks are imported inside the functions that call them: `vmamba --help` should not wait for timm or matplotlib.
+
+
+@dataclass(frozen=True)
+class Command:
+    """One word after ``vmamba``.
+
+    Attributes:
+        summary: its line in ``vmamba --help``.
+        options: adds its options to a parser.
+        run: does it, given the parsed options; returns the exit code.
+        defaults: defaults that depend on other options: called with all that was parsed, and with what the user gave.
+        config_file: whether the options may come from a YAML file too.
+    """
+
+    summary: str
+    options: Callable[[CommandParser], None]
+    run: Callable[[Namespace], int]
+    defaults: Callable[[Namespace, Namespace], dict[str, Any]] | None = None
+    config_file: bool = True
+
+    def __call__(self, name: str, words: Sequence[str]) -> int:
+        """Parse ``words`` and run."""
+        from vmamba.parsing import CommandParser
+
+        parser = CommandParser(name, self.summary, self.config_file)
+        self.options(parser)
+        return self.run(parser.parse(words, self.defaults))
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _paths(parser: CommandParser, name: str, metavar: str, text: str, nargs: str | None = None) -> None:
+    parser.add_argument(name, type=Path, metavar=metavar, help=text, nargs=nargs)
+
+
+def _demo_options(parser: CommandParser) -> None:
+    from vmamba.tasks.demo import DemoConfig
+
+    parser.add_group(DemoConfig)
+
+
+def _demo(values: Namespace) -> int:
+    from vmamba.tasks.demo import DemoConfig, demo
+
+    demo(_build(DemoConfig, values), _console())
+    return 0
+
+
+def _train_options(parser: CommandParser) -> None:
+    from vmamba.tasks.train_config import TrainConfig
+
+    parser.add_group(TrainConfig)
+
+
+def _train(values: Namespace) -> int:
+    from vmamba.tasks.train import TrainConfig, train
+
+    train(_build(TrainConfig, values), _console())
+    return 0
+
+
+def _eval_options(parser: CommandParser) -> None:
+    from vmamba.data import DataConfig
+    from vmamba.tasks.evaluate import EvaluateConfig
+
+    _paths(parser, "weights", "RUN_OR_FILE", "Run folder (its best weights) or a weight file that a run wrote.")
+    parser.add_group(EvaluateConfig, skip={"weights", "data"})
+    # Size and channels are what the weights were trained with.
+    parser.add_group(DataConfig, "data", skip={"image_size", "in_chans"})
+
+
+def _eval_defaults(values: Namespace, given: Namespace) -> dict[str, Any]:
+    """The run's own images, under what the user gave."""
+    from vmamba.tasks.evaluate import trained_on, unknown_images
+
+    own = trained_on(values.weights)
+    if own is not None:
+        return {f"data.{name}": value for name, value in vars(own).items() if name in vars(values.data)}
+    if values.weights.exists() and "data" not in given:
+        raise unknown_images(values.weights)
+    return {}
+
+
+def _eval(values: Namespace) -> int:
+    from vmamba.tasks.evaluate import EvaluateConfig, evaluate
+
+    evaluate(_build(EvaluateConfig, values), _console())
+    return 0
+
+
+def _predict_options(parser: CommandParser) -> None:
+    from vmamba.tasks.predict import PredictConfig
+
+    _paths(parser, "paths", "IMAGE_OR_FOLDER", "Image files, and folders that are searched through and through.", "+")
+    parser.add_group(PredictConfig, skip={"paths"})
+
+
+def _predict(values: Namespace) -> int:
+    from vmamba.tasks.predict import PredictConfig, predict
+
+    values.paths = tuple(values.paths)
+    predict(_build(PredictConfig, values), _console())
+    return 0
+
+
+def _models_options(parser: CommandParser) -> None:
+    parser.add_argument("pattern", nargs="?", default="*", help="Part of a name, or a pattern such as '*tiny*'.")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
+
+
+def _models(values: Namespace) -> int:
+    from vmamba.tasks.models_table import model_rows, models_table
+
+    rows = model_rows(values.pattern)
+    if values.json:
+        print(json.dumps([row.to_dict() for row in rows], indent=2))
+    else:
+        _console().print(models_table(rows))
+    return 0
+
+
+def _backends_options(parser: CommandParser) -> None:
+    parser.add_argument("--check", action="store_true", help="Measure error against the reference, speed and memory.")
+    parser.add_argument("--json", type=Path, help="File for all figures.")
+
+
+def _backends(values: Namespace) -> int:
+    from vmamba.tasks.backends_report import run_backends
+
+    return run_backends(values.check, values.json, _console())
+
+
+def _migrate_options(parser: CommandParser) -> None:
+    text = "Python, YAML and JSON files, notebooks, and folders of them."
+    _paths(parser, "paths", "FILE_OR_FOLDER", text, "+")
+    parser.add_argument(
+        "--to", default="oflex", help="What takes the place of core: oflex, or mamba (needs mamba-ssm)."
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="Change the files; without it only show what would change."
+    )
+
+
+def _migrate(values: Namespace) -> int:
+    from vmamba.tasks.migrate import run_migrate
+
+    return run_migrate(values.paths, values.to, values.write, _console())
+
+
+def _build(config: type[Any], values: Namespace) -> Any:
+    """The task's configuration from the options of the same names."""
+    given = {name: value for name, value in vars(values).items() if name != "config"}
+    return config(**given)
+
+
+COMMANDS: Mapping[str, Command] = {
+    "demo": Command("Train a small model on digits, measure it, predict; a few minutes.", _demo_options, _demo),
+    "train": Command("Train a model.", _train_options, _train),
+    "eval": Command("Measure trained weights on labelled images.", _eval_options, _eval, _eval_defaults),
+    "predict": Command("Classify image files with trained weights.", _predict_options, _predict),
+    "models": Command("List the named models.", _models_options, _models, config_file=False),
+    "backends": Command(
+        "Tell which scan backends run on this machine, and why not.", _backends_options, _backends, config_file=False
+    ),
+    "migrate": Command(
+        "Rewrite files that ask for the removed backend core.", _migrate_options, _migrate, config_file=False
+    ),
+}

@@ -1,0 +1,22 @@
+"""Data sets and their preprocessing. Nothing here is imported by ``import vmamba``; heavy libraries load when used."""
+
+from vmamba.data.config import DATASETS, DataConfig
+from vmamba.data.images import IMAGE_SUFFIXES, read_image
+from vmamba.data.preprocessing import NO_AUGMENTATION, Augmentation, Preprocessing
+from vmamba.data.splits import ArrayImages, LabelledImages, Splits, TransformedImages, load_splits, stratified_split
+
+__all__ = [
+    "DATASETS",
+    "IMAGE_SUFFIXES",
+    "NO_AUGMENTATION",
+    "ArrayImages",
+    "Augmentation",
+    "DataConfig",
+    "LabelledImages",
+    "Preprocessing",
+    "Splits",
+    "TransformedImages",
+    "load_splits",
+    "read_image",
+    "stratified_split",
+]

@@ -1,0 +1,130 @@
+"""Which images to use, as one typed value, and the table of data sets that it may name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vmamba.data.images import mode_of
+from vmamba.data.preprocessing import Augmentation
+from vmamba.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class DatasetDefaults:
+    """One row of the table of data sets: what holds where the configuration says nothing else."""
+
+    summary: str
+    image_size: int
+    in_chans: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    augmentation: Augmentation
+    needs_dir: bool = False
+    in_memory: bool = True
+
+
+#: Every data set by name; `load_splits` knows how to load each.
+DATASETS: Mapping[str, DatasetDefaults] = {
+    "digits": DatasetDefaults(
+        summary="1,797 handwritten digits, 8×8 grey, from scikit-learn; nothing to download",
+        image_size=32,
+        in_chans=1,
+        mean=(0.305,),
+        std=(0.350,),
+        interpolation="bicubic",
+        crop_pct=1.0,
+        augmentation=Augmentation((0.7, 1.0), (0.8, 1.25), 0.0, 0.0, "none", 0.0),
+    ),
+    "fashion-mnist": DatasetDefaults(
+        summary="70,000 pictures of clothing, 28×28 grey; a local directory, or downloaded by torchvision",
+        image_size=32,
+        in_chans=1,
+        mean=(0.286,),
+        std=(0.340,),
+        interpolation="bicubic",
+        crop_pct=1.0,
+        augmentation=Augmentation((0.8, 1.0), (0.9, 1.11), 0.5, 0.0, "none", 0.1),
+    ),
+    "folder": DatasetDefaults(
+        summary="a tree of class folders, with or without train/ val/ test/ above them",
+        image_size=224,
+        in_chans=3,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        interpolation="bicubic",
+        crop_pct=0.875,
+        augmentation=Augmentation((0.35, 1.0), (0.75, 4 / 3), 0.5, 0.4, "none", 0.0),
+        needs_dir=True,
+        in_memory=False,
+    ),
+    "marks": DatasetDefaults(
+        summary="generated: do two small marks at opposite ends of a noisy image share a colour?",
+        image_size=96,
+        in_chans=3,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.15, 0.15, 0.15),
+        interpolation="nearest",
+        crop_pct=1.0,
+        augmentation=Augmentation((1.0, 1.0), (1.0, 1.0), 0.0, 0.0, "none", 0.0),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images to use and how to read them.
+
+    Attributes:
+        dataset: digits, fashion-mnist, folder (any tree of class folders) or marks (generated, needs long range).
+        data_dir: Where the images lie; needed by folder, optional for fashion-mnist.
+        image_size: Side of the square that the model sees, pixels; by default the data set's own.
+        in_chans: 1 (grey) or 3 (RGB); by default the data set's own.
+        seed: Seed of the split into train, validation and test. Apart from the training seed, so that no run's test
+            image is another run's training image.
+        unreadable: Whether an image that cannot be decoded stops the run before it starts, or is left out and counted.
+        verify: Whether to decode every file once before anything else. Without it a broken file stops the run when
+            it is met.
+    """
+
+    dataset: str = "digits"
+    data_dir: Path | None = None
+    image_size: int | None = None
+    in_chans: int | None = None
+    seed: int = 0
+    unreadable: Literal["stop", "skip"] = "stop"
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        if self.dataset not in DATASETS:
+            if Path(self.dataset).is_dir():
+                hint = f'; for a directory give dataset="folder" and data_dir="{self.dataset}"'
+            else:
+                hint = nearest(self.dataset, DATASETS)
+            raise ConfigError(f"dataset={self.dataset!r} is unknown; legal: {', '.join(DATASETS)}{hint}")
+        if self.data_dir is None and self.defaults.needs_dir:
+            raise ConfigError(f'dataset="{self.dataset}" needs data_dir: the directory that holds the class folders')
+        if self.data_dir is not None and self.dataset in ("digits", "marks"):
+            raise ConfigError(
+                f'dataset="{self.dataset}" comes with the package and has no data_dir (given {self.data_dir}); '
+                'for your own images give dataset="folder"'
+            )
+        if self.image_size is not None and self.image_size < 1:
+            raise ConfigError(f"image_size={self.image_size}: want a number of pixels, 1 or more")
+        if self.in_chans is not None:
+            mode_of(self.in_chans)
+        if self.seed < 0:
+            raise ConfigError(f"data seed={self.seed}: want 0 or more")
+        if self.unreadable not in ("stop", "skip"):
+            raise ConfigError(f"unreadable={self.unreadable!r}: want 'stop' or 'skip'")
+        if self.unreadable == "skip" and not self.verify:
+            raise ConfigError('unreadable="skip" finds broken images by verifying them: leave verify on')
+
+    @property
+    def defaults(self) -> DatasetDefaults:
+        """The data set's row of the table."""
+        return DATASETS[self.dataset]

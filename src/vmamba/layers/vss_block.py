@@ -1,0 +1,105 @@
+"""The VSS block (arXiv 2401.10166, §4.3): a residual SS2D and a residual MLP, each behind a norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vmamba.layers.basic import DropPath
+from vmamba.layers.mlp import GatedMlp, Mlp
+from vmamba.layers.norm import make_norm
+from vmamba.layers.ss2d import SS2D
+
+
+class VSSBlock(nn.Module):
+    """``x + SS2D(norm(x))``, then ``x + MLP(norm(x))``, with upstream's argument names.
+
+    Args:
+        hidden_dim: channels ``c``.
+        drop_path: stochastic depth's rate of both branches.
+        norm_layer: ``"ln"``, ``"ln2d"``, ``"bn"`` or a class.
+        channel_first: take and return ``(b, c, h, w)`` instead of ``(b, h, w, c)``.
+        ssm_d_state, ssm_ratio, ssm_dt_rank, ssm_act_layer, ssm_conv, ssm_conv_bias, ssm_drop_rate, ssm_init,
+            forward_type: see `SS2D`; ``ssm_ratio`` 0 leaves the SS2D branch out.
+        mlp_ratio: the MLP's hidden width over ``c``; 0 leaves the MLP branch out.
+        mlp_act_layer: its activation.
+        mlp_drop_rate: its dropout.
+        gmlp: use the gated MLP.
+        use_checkpoint: recompute the block in backward instead of keeping its activations.
+        post_norm: norm each branch's output instead of its input.
+        selective_scan_backend: see `SS2D`.
+
+    Raises:
+        ConfigError, BackendError: as `SS2D`.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int = 0,
+        drop_path: float = 0.0,
+        norm_layer: str | Callable[[int], nn.Module] = nn.LayerNorm,
+        channel_first: bool = False,
+        ssm_d_state: int | str = 16,
+        ssm_ratio: float = 2.0,
+        ssm_dt_rank: int | str = "auto",
+        ssm_act_layer: str | Callable[[], nn.Module] = nn.SiLU,
+        ssm_conv: int = 3,
+        ssm_conv_bias: bool = True,
+        ssm_drop_rate: float = 0.0,
+        ssm_init: str = "v0",
+        forward_type: str = "v2",
+        mlp_ratio: float = 4.0,
+        mlp_act_layer: str | Callable[[], nn.Module] = nn.GELU,
+        mlp_drop_rate: float = 0.0,
+        gmlp: bool = False,
+        use_checkpoint: bool = False,
+        post_norm: bool = False,
+        selective_scan_backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.ssm_branch = ssm_ratio > 0
+        self.mlp_branch = mlp_ratio > 0
+        self.use_checkpoint = use_checkpoint
+        self.post_norm = post_norm
+        self.channel_first = channel_first
+        if self.ssm_branch:
+            self.norm = make_norm(norm_layer, hidden_dim, channel_first)
+            self.op = SS2D(
+                d_model=hidden_dim,
+                d_state=ssm_d_state,
+                ssm_ratio=ssm_ratio,
+                dt_rank=ssm_dt_rank,
+                act_layer=ssm_act_layer,
+                d_conv=ssm_conv,
+                conv_bias=ssm_conv_bias,
+                dropout=ssm_drop_rate,
+                initialize=ssm_init,
+                forward_type=forward_type,
+                selective_scan_backend=selective_scan_backend,
+            )
+        self.drop_path = DropPath(drop_path)
+        if self.mlp_branch:
+            self.norm2 = make_norm(norm_layer, hidden_dim, channel_first)
+            mlp = GatedMlp if gmlp else Mlp
+            self.mlp = mlp(hidden_dim, int(hidden_dim * mlp_ratio), mlp_act_layer, mlp_drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(b, h, w, c) → (b, h, w, c)``, or ``(b, c, h, w)`` both where ``channel_first``."""
+        if self.channel_first:
+            x = x.permute(0, 2, 3, 1)
+        if self.use_checkpoint and self.training:
+            x = checkpoint(self._forward, x, use_reentrant=False)
+        else:
+            x = self._forward(x)
+        return x.permute(0, 3, 1, 2) if self.channel_first else x
+
+    def _forward(self, x: Tensor) -> Tensor:
+        if self.ssm_branch:
+            branch = self.norm(self.op(x)) if self.post_norm else self.op(self.norm(x))
+            x = x + self.drop_path(branch)
+        if self.mlp_branch:
+            branch = self.norm2(self.mlp(x)) if self.post_norm else self.mlp(self.norm2(x))
+            x = x + self.drop_path(branch)
+        return x

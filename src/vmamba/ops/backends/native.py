@@ -1,0 +1,169 @@
+"""Finds and loads the compiled kernels (``csrc/``), and says which instruction set they run with.
+
+The library is plain C behind ctypes: it knows neither torch nor Python, so one build serves every version of both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from vmamba.errors import BackendError
+from vmamba.ops.backends.interface import Obstacle
+
+ENVIRONMENT_VARIABLE = "VMAMBA_CPU_ISA"
+FILE_NAME = "libvmamba_native" + {"darwin": ".so", "win32": ".dll"}.get(sys.platform, ".so")
+MEND = (
+    "install a C++ compiler (g++ or clang++), then reinstall past pip's cached wheel: "
+    "`pip install --force-reinstall --no-cache-dir --no-binary vmamba vmamba`, "
+    "or from a clone `pip install --force-reinstall --no-cache-dir .`"
+)
+
+#: How the kernels call an element type.
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+class TensorArg(ctypes.Structure):
+    """``vmamba::Tensor``: pointer, element type, strides in elements of at most four axes."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("dtype", ctypes.c_int64), ("stride", ctypes.c_int64 * 4))
+
+
+def tensor_arg(t: torch.Tensor) -> TensorArg:
+    """``t`` as the kernels see it; it must outlive the call."""
+    return TensorArg(t.data_ptr(), DTYPE_CODES[t.dtype], t.stride())
+
+
+class VecmathArgs(ctypes.Structure):
+    """``vmamba::VecmathArgs``."""
+
+    _fields_ = (
+        ("function", ctypes.c_int64),
+        ("x", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+    )
+
+
+def library_path() -> Path | None:
+    """The compiled library beside this package, or None. An editable install has two directories to look in."""
+    import vmamba
+
+    for directory in vmamba.__path__:
+        path = Path(directory) / "_native" / FILE_NAME
+        if path.exists():
+            return path
+    return None
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, Obstacle | None]:
+    path = library_path()
+    if path is None:
+        return None, Obstacle(
+            "the compiled CPU kernels are missing (vmamba was installed where no C++ compiler was found)", MEND
+        )
+    try:
+        return ctypes.CDLL(str(path)), None
+    except OSError as error:  # built for another machine or C library
+        return None, Obstacle(f"the compiled CPU kernels do not load ({error})", MEND)
+
+
+def obstacle() -> Obstacle | None:
+    """What keeps the compiled kernels from running here, or None.
+
+    Raises:
+        BackendError: ``VMAMBA_CPU_ISA`` asks for an instruction set that does not exist or that is not here.
+    """
+    library, why = _load()
+    if library is not None:
+        isa()
+    return why
+
+
+def library() -> ctypes.CDLL:
+    """The loaded library.
+
+    Raises:
+        BackendError: it is missing or does not load.
+    """
+    loaded, why = _load()
+    if loaded is None:
+        raise BackendError(f"{why}")
+    return loaded
+
+
+@functools.cache
+def isas() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Every instruction set's name in the library's numbering, and the usable ones here, best first."""
+    lib = library()
+    lib.vmamba_isa_name.restype = ctypes.c_char_p
+    names = tuple(lib.vmamba_isa_name(i).decode() for i in range(lib.vmamba_isa_count()))
+    usable = tuple(name for i, name in reversed(list(enumerate(names))) if lib.vmamba_isa_usable(i))
+    return names, usable
+
+
+_forced: str | None = None
+
+
+def isa() -> str:
+    """The instruction set that calls run with now: the one forced, else the environment's, else the best here.
+
+    Raises:
+        BackendError: the one asked for does not exist or is not here.
+    """
+    return _forced or _from_environment()
+
+
+@functools.cache
+def _from_environment() -> str:
+    asked = os.environ.get(ENVIRONMENT_VARIABLE)
+    return check_isa(asked, ENVIRONMENT_VARIABLE) if asked else isas()[1][0]
+
+
+def check_isa(name: str, source: str) -> str:
+    """Return ``name`` if it can run here; raise `BackendError` that names the legal ones and those that are here."""
+    names, usable = isas()
+    if name in usable:
+        return name
+    here = f"this CPU and build have {', '.join(usable)}"
+    if name in names:
+        raise BackendError(f"{source}={name!r} cannot run here; {here}")
+    raise BackendError(f"{source}={name!r} is not an instruction set; legal values are {', '.join(names)}; {here}")
+
+
+@contextmanager
+def forced_isa(name: str) -> Iterator[None]:
+    """Run the kernels called inside the ``with`` block with one instruction set (process-wide; for tests).
+
+    Raises:
+        BackendError: ``name`` does not exist or is not here.
+    """
+    global _forced
+    before, _forced = _forced, check_isa(name, "forced_isa")
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def call(name: str, args: ctypes.Structure) -> str:
+    """Run kernel ``vmamba_<name>`` on ``args`` without the GIL; return the instruction set that it ran with.
+
+    Raises:
+        BackendError: the library was built from other sources than this package's.
+    """
+    chosen = isa()
+    status = getattr(library(), f"vmamba_{name}")(
+        ctypes.byref(args), ctypes.c_int64(ctypes.sizeof(args)), isas()[0].index(chosen)
+    )
+    if status != 0:
+        raise BackendError(f"the compiled CPU kernels were built from other sources than this package's: {MEND}")
+    return chosen

@@ -1,0 +1,293 @@
+"""``"oflex"`` on CPU: the fused 2-d scan (``csrc/ss2d_*``) as a torch operator that compiles, exports and differentiates."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vmamba.errors import BackendError
+from vmamba.ops.backends import native
+from vmamba.ops.backends.interface import Run, record
+from vmamba.ops.backends.native import DTYPE_CODES, TensorArg
+from vmamba.ops.cross_scan import directions_of
+
+_CHUNK = 64  # pixels between two saved states, as in csrc/ss2d_args.h
+_LANES = 16  # of the widest instruction set; channels are cut in multiples of it
+_TASKS = 32  # backward is cut into about this many tasks
+_MOST_SLICES = 8  # each slice of channels has its own sum for x_dbl's gradient
+
+
+class _Inputs(ctypes.Structure):  # vmamba::Ss2dShape and vmamba::Ss2dInputs, one after the other
+    _fields_ = (
+        ("batch", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("rank", ctypes.c_int64),
+        ("states", ctypes.c_int64),
+        ("reading", ctypes.c_int64 * 4),
+        ("softplus", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("x", TensorArg),
+        ("x_dbl", TensorArg),
+        ("dt_weight", ctypes.c_void_p),
+        ("dt_bias", ctypes.c_void_p),
+        ("A", ctypes.c_void_p),
+        ("D", ctypes.c_void_p),
+    )
+
+
+class _ForwardArgs(ctypes.Structure):
+    _fields_ = (
+        ("inputs", _Inputs),
+        ("y", ctypes.c_void_p),
+        ("saved", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_floats", ctypes.c_int64),
+        ("task_channels", ctypes.c_int64),
+    )
+
+
+class _BackwardArgs(ctypes.Structure):
+    _fields_ = (
+        ("inputs", _Inputs),
+        ("dy", ctypes.c_void_p),
+        ("saved", ctypes.c_void_p),
+        ("dx", ctypes.c_void_p),
+        ("dx_dbl", ctypes.c_void_p),
+        ("d_dt_weight", ctypes.c_void_p),
+        ("d_dt_bias", ctypes.c_void_p),
+        ("dA", ctypes.c_void_p),
+        ("dD", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_floats", ctypes.c_int64),
+        ("slice_channels", ctypes.c_int64),
+        ("group_images", ctypes.c_int64),
+        ("slice_sums", ctypes.c_void_p),
+        ("group_sums", ctypes.c_void_p),
+    )
+
+
+def _pointer(t: Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
+
+
+def _by_pixel(t: Tensor) -> Tensor:
+    """Join the two map axes; the last axis gets stride 1. A view where the memory allows it."""
+    t = t.flatten(1, 2)
+    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
+
+
+class _Call:
+    """The inputs in the form that the kernels take; keeps the tensors alive whose addresses it holds."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        x_dbl: Tensor,
+        dt_weight: Tensor,
+        dt_bias: Tensor | None,
+        A: Tensor,
+        D: Tensor | None,
+        scan_mode: str,
+        delta_softplus: bool,
+    ) -> None:
+        self.batch, height, width, self.channels = x.shape
+        self.rank, self.states = dt_weight.shape[2], A.shape[1]
+        self.columns = self.rank + 2 * self.states
+        self.threads = torch.get_num_threads()
+        self._tensors = tensors = (
+            _by_pixel(x),
+            _by_pixel(x_dbl),
+            *(None if t is None else t.contiguous() for t in (dt_weight, dt_bias, A, D)),
+        )
+        maps = (TensorArg(t.data_ptr(), DTYPE_CODES[t.dtype], t.stride()) for t in tensors[:2])
+        self.inputs = _Inputs(
+            self.batch,
+            height,
+            width,
+            self.channels,
+            self.rank,
+            self.states,
+            _readings(scan_mode),
+            delta_softplus,
+            self.threads,
+            *maps,
+            *(_pointer(t) for t in tensors[2:]),
+        )
+
+    def workspace(self, tiles: int, channels: int) -> tuple[Tensor, int]:
+        """Memory for every thread, and how many floats each has: rows over a chunk, and parameters of ``channels``."""
+        floats = tiles * self.columns * _CHUNK + (self.columns + 1) * channels
+        return torch.empty(self.threads * floats, dtype=torch.float32), floats
+
+
+def _readings(scan_mode: str) -> tuple[int, ...]:
+    return tuple(d.by_column + 2 * d.flip_h + 4 * d.flip_w for d in directions_of(scan_mode))
+
+
+def _padded(channels: int) -> int:
+    return -(-channels // _LANES) * _LANES
+
+
+def _saved_shape(x: Tensor, A: Tensor, save: bool) -> tuple[int, ...]:
+    """Directions, chunks but the first, states, channels: where the kernels keep states for backward."""
+    b, h, w, d = x.shape
+    return (b, 4, (h * w - 1) // _CHUNK, A.shape[1], d) if save else (0,)
+
+
+@torch.library.custom_op("vmamba::ss2d_scan", mutates_args=(), device_types="cpu")
+def _ss2d_scan(
+    x: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor | None,
+    A: Tensor,
+    D: Tensor | None,
+    scan_mode: str,
+    delta_softplus: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return ``y`` and the states that backward starts from (empty unless ``save``). Parameters are float32."""
+    y = torch.empty(x.shape, dtype=torch.float32)
+    saved = torch.empty(_saved_shape(x, A, save), dtype=torch.float32)
+    call = _Call(x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus)
+    task_channels = _LANES
+    workspace, floats = call.workspace(1, task_channels)
+    args = _ForwardArgs(
+        call.inputs, y.data_ptr(), saved.data_ptr() if save else None, workspace.data_ptr(), floats, task_channels
+    )
+    record(Run("oflex", "ss2d_scan", detail=native.call("ss2d_forward", args)))
+    return y, saved
+
+
+@_ss2d_scan.register_fake
+def _(
+    x: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor | None,
+    A: Tensor,
+    D: Tensor | None,
+    scan_mode: str,
+    delta_softplus: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty(x.shape, dtype=torch.float32), torch.empty(_saved_shape(x, A, save), dtype=torch.float32)
+
+
+@torch.library.custom_op("vmamba::ss2d_scan_backward", mutates_args=(), device_types="cpu")
+def _ss2d_scan_backward(
+    dy: Tensor,
+    saved: Tensor,
+    x: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor | None,
+    A: Tensor,
+    D: Tensor | None,
+    scan_mode: str,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, x_dbl, dt_weight, dt_bias, A and D, empty where the input is None."""
+    if x.numel() == 0:
+        gradients = (None if t is None else torch.zeros_like(t) for t in (x, x_dbl, dt_weight, dt_bias, A, D))
+        return tuple(torch.empty(0) if g is None else g for g in gradients)  # type: ignore[return-value]
+    call = _Call(x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus)
+    groups = min(call.batch, _TASKS)
+    group_images = -(-call.batch // groups)
+    units = -(-call.channels // _LANES)
+    slices = min(units, _MOST_SLICES, -(-_TASKS // groups))
+    slice_channels = -(-units // slices) * _LANES
+    slices = -(-call.channels // slice_channels)
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32)
+
+    dx, dx_dbl, d_dt_weight, dA = (empty(*t.shape) for t in (x, x_dbl, dt_weight, A))
+    d_dt_bias, dD = (empty(0) if t is None else empty(*t.shape) for t in (dt_bias, D))
+    dy = dy.contiguous()
+    slice_sums = empty(slices * x_dbl.numel()) if slices > 1 else None
+    group_sums = empty(groups, 4 * (call.rank + call.states + 1) + 1, _padded(call.channels))
+    workspace, floats = call.workspace(2, slice_channels)
+    args = _BackwardArgs(
+        call.inputs,
+        dy.data_ptr(),
+        saved.data_ptr(),
+        dx.data_ptr(),
+        dx_dbl.data_ptr(),
+        d_dt_weight.data_ptr(),
+        None if dt_bias is None else d_dt_bias.data_ptr(),
+        dA.data_ptr(),
+        None if D is None else dD.data_ptr(),
+        workspace.data_ptr(),
+        floats,
+        slice_channels,
+        group_images,
+        _pointer(slice_sums),
+        group_sums.data_ptr(),
+    )
+    native.call("ss2d_backward", args)
+    return dx.to(x.dtype), dx_dbl.to(x_dbl.dtype), d_dt_weight, d_dt_bias, dA, dD
+
+
+@_ss2d_scan_backward.register_fake
+def _(
+    dy: Tensor,
+    saved: Tensor,
+    x: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor | None,
+    A: Tensor,
+    D: Tensor | None,
+    scan_mode: str,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def like(t: Tensor | None) -> Tensor:
+        return torch.empty(0) if t is None else torch.empty(t.shape, dtype=t.dtype)
+
+    return like(x), like(x_dbl), like(dt_weight), like(dt_bias), like(A), like(D)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, scan_mode, delta_softplus, save = inputs
+    if not save:
+        raise BackendError("vmamba::ss2d_scan was called with save=False and needs gradients; pass save=True")
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], *tensors)
+    ctx.options = scan_mode, delta_softplus
+
+
+def _backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    saved, *tensors = ctx.saved_tensors
+    gradients = torch.ops.vmamba.ss2d_scan_backward(dy, saved, *tensors, *ctx.options)
+    return *(g if t is not None else None for g, t in zip(gradients, tensors, strict=True)), None, None, None
+
+
+_ss2d_scan.register_autograd(_backward, setup_context=_setup_context)
+
+
+def ss2d_scan(
+    x: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor | None,
+    A: Tensor,
+    D: Tensor | None,
+    scan_mode: str,
+    delta_softplus: bool,
+) -> Tensor:
+    """See `vmamba.ops.ss2d_scan`. Parameters, and a float64 ``x_dbl`` beside a 16- or 32-bit ``x``, are rounded to float32."""
+    if x_dbl.dtype == torch.float64:
+        x_dbl = x_dbl.float()
+    dt_weight, A = dt_weight.float(), A.float()
+    dt_bias, D = (None if t is None else t.float() for t in (dt_bias, D))
+    save = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, x_dbl, dt_weight, dt_bias, A, D)
+    )
+    y: Tensor = torch.ops.vmamba.ss2d_scan(x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus, save)[0]
+    return y

@@ -1,0 +1,83 @@
+"""What a classifier got right: counted batch by batch, read out once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class's row. Ratios are between 0 and 1; one whose denominator is zero is 0."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A classifier's results on a labelled set.
+
+    Attributes:
+        images: how many were seen.
+        top1: share whose highest logit is the label's.
+        top5: share whose label is among the five highest logits; 1 where there are at most five classes.
+        loss: mean cross-entropy, in nats.
+        classes: one row a class, in the order of the logits.
+        confusion: counts; ``confusion[i][j]`` images of class ``i`` were taken for class ``j``.
+    """
+
+    images: int
+    top1: float
+    top5: float
+    loss: float
+    classes: tuple[ClassScore, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+
+class ScoreCounter:
+    """Counts what `Scores` reports; holds one matrix of counts, however many images pass."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self._names = tuple(classes)
+        self._confusion = torch.zeros(len(classes), len(classes), dtype=torch.long)
+        self._in_top5 = 0
+        self._loss = 0.0
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count one batch: ``logits (b, classes)``, ``labels (b,)`` of class indices."""
+        logits, labels = logits.detach().float().cpu(), labels.cpu()
+        count = len(self._names)
+        self._loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        top = logits.topk(min(5, count), dim=1).indices
+        self._in_top5 += int((top == labels[:, None]).sum())
+        pairs = labels * count + top[:, 0]
+        self._confusion += torch.bincount(pairs, minlength=count * count).view(count, count)
+
+    def scores(self) -> Scores:
+        """Everything counted so far; needs one image at least."""
+        confusion = self._confusion
+        images = int(confusion.sum())
+        hits = confusion.diagonal()
+        rows = []
+        for name, hit, taken, actual in zip(
+            self._names, hits.tolist(), confusion.sum(0).tolist(), confusion.sum(1).tolist(), strict=True
+        ):
+            # F1 = 2PR/(P + R), in counts: no division by zero of its own.
+            f1 = 2 * hit / (taken + actual) if taken + actual else 0.0
+            rows.append(ClassScore(name, hit / taken if taken else 0.0, hit / actual if actual else 0.0, f1, actual))
+        return Scores(
+            images=images,
+            top1=int(hits.sum()) / images,
+            top5=self._in_top5 / images,
+            loss=self._loss / images,
+            classes=tuple(rows),
+            confusion=tuple(tuple(row) for row in confusion.tolist()),
+        )

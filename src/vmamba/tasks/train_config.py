@@ -1,0 +1,160 @@
+"""A training run's configuration as one typed value: what may be asked for, what is filled in, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from vmamba.data import Augmentation, DataConfig
+from vmamba.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Training settings that suit a data set: each stands where the configuration leaves that field at None."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    warmup_epochs: int
+    label_smoothing: float
+    clip_grad: float
+    ema_decay: float
+    mixup: float
+    cutmix: float
+    drop_path_rate: float
+    num_workers: int
+
+
+#: For each data set. `folder` follows VMamba's ImageNet settings (arXiv 2401.10166, appendix) for one small machine.
+RECIPES: Mapping[str, Recipe] = {
+    "digits": Recipe(50, 64, 2e-3, 0.05, 3, 0.1, 5.0, 0.99, 0.0, 0.0, 0.05, 0),
+    "fashion-mnist": Recipe(20, 128, 2e-3, 0.05, 1, 0.1, 5.0, 0.999, 0.0, 0.0, 0.05, 0),
+    "folder": Recipe(100, 64, 5e-4, 0.05, 5, 0.1, 5.0, 0.9995, 0.0, 0.0, 0.1, 4),
+    "marks": Recipe(10, 64, 2e-3, 0.05, 1, 0.0, 5.0, 0.99, 0.0, 0.0, 0.0, 0),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a model on a data set. A field left out takes the value that suits the data set.
+
+    Attributes:
+        model: A model's name, as listed by `vmamba models`.
+        model_options: Other fields of the model's configuration, such as {patch_size: 2}.
+        data: The images.
+        augmentation: Random changes to the training images.
+        epochs: Passes over the training images.
+        batch_size: Images in one forward pass of one process.
+        grad_accumulation: Forward passes before each update of the weights.
+        lr: Learning rate after warm-up; it then falls along a cosine.
+        min_lr: Learning rate at the end.
+        warmup_epochs: Epochs in which the learning rate rises linearly.
+        weight_decay: AdamW's, on matrices only.
+        label_smoothing: Share of the target that is spread over all classes.
+        clip_grad: Largest norm of the gradient; 0 = no clipping.
+        ema_decay: Decay of the moving average of the weights, which is what is measured and saved; 0 = none.
+        mixup: Mixup's alpha; 0 = off.
+        cutmix: CutMix's alpha; 0 = off.
+        drop_path_rate: Stochastic depth.
+        seed: Of weights, order and augmentation; the split has its own, data.seed.
+        device: auto, cpu, cuda, mps or xpu.
+        mixed_precision: bf16 or fp16 (GPU only) for the matrix products; no = float32.
+        num_workers: Processes that load images; 0 = none.
+        save_every: Epochs between two saves of the training state.
+        selective_scan_backend: The scan's implementation; the fastest that runs by default.
+        output: Folder of the run; by default a new one under runs/.
+        resume: Folder of a run to go on with. Fields left out are that run's; epochs may be changed, and with it the
+            rest of the learning-rate curve.
+    """
+
+    model: str = "vmamba_nano"
+    model_options: dict[str, Any] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    epochs: int | None = None
+    batch_size: int | None = None
+    grad_accumulation: int = 1
+    lr: float | None = None
+    min_lr: float = 1e-6
+    warmup_epochs: int | None = None
+    weight_decay: float | None = None
+    label_smoothing: float | None = None
+    clip_grad: float | None = None
+    ema_decay: float | None = None
+    mixup: float | None = None
+    cutmix: float | None = None
+    drop_path_rate: float | None = None
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    num_workers: int | None = None
+    save_every: int = 1
+    selective_scan_backend: str | None = None
+    output: Path | None = None
+    resume: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "grad_accumulation", "save_every"):
+            self._want(name, "a whole number, 1 or more", lambda v: v >= 1)
+        for name in ("warmup_epochs", "num_workers", "seed"):
+            self._want(name, "a whole number, 0 or more", lambda v: v >= 0)
+        self._want("lr", "a number above 0", lambda v: 0 < v < float("inf"))
+        for name in ("min_lr", "weight_decay", "clip_grad", "mixup", "cutmix"):
+            self._want(name, "a number, 0 or more", lambda v: 0 <= v < float("inf"))
+        for name in ("label_smoothing", "ema_decay", "drop_path_rate"):
+            self._want(name, "a number from 0 up to, not including, 1", lambda v: 0 <= v < 1)
+        self._want("device", "auto, cpu, cuda, mps or xpu", lambda v: v in ("auto", "cpu", "cuda", "mps", "xpu"))
+        self._want("mixed_precision", "no, bf16 or fp16", lambda v: v in ("no", "bf16", "fp16"))
+        if self.epochs is not None and self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
+            raise ConfigError(f"warmup_epochs={self.warmup_epochs} must be fewer than epochs={self.epochs}")
+        if self.lr is not None and self.min_lr > self.lr:
+            raise ConfigError(f"min_lr={self.min_lr} is above lr={self.lr}")
+        for name in ("num_classes", "in_chans", "imgsize", "drop_path_rate", "selective_scan_backend"):
+            if name in self.model_options:
+                where = {"num_classes": "comes from the data", "in_chans": "is data.in_chans"}
+                where |= {"imgsize": "is data.image_size"}
+                raise ConfigError(f"model_options may not set {name}: it {where.get(name, 'is a field of its own')}")
+
+    def _want(self, name: str, legal: str, test: Any) -> None:
+        value = getattr(self, name)
+        if value is not None and not test(value):
+            raise ConfigError(f"{name}={value!r}: want {legal}")
+
+    @property
+    def recipe(self) -> Recipe:
+        """What suits the data set."""
+        return RECIPES[self.data.dataset]
+
+    def resolved(self) -> TrainConfig:
+        """This configuration with every field that has a default of its data set filled in.
+
+        Raises:
+            ConfigError: fields that contradict each other once filled in.
+        """
+        row = self.data.defaults
+        filled = {f.name: getattr(self.recipe, f.name) for f in fields(Recipe) if getattr(self, f.name) is None}
+        epochs = filled.get("epochs", self.epochs)
+        if "warmup_epochs" in filled:
+            filled["warmup_epochs"] = min(filled["warmup_epochs"], epochs // 4)
+        data = replace(
+            self.data,
+            image_size=row.image_size if self.data.image_size is None else self.data.image_size,
+            in_chans=row.in_chans if self.data.in_chans is None else self.data.in_chans,
+        )
+        return replace(self, data=data, augmentation=self.augmentation.resolved(row.augmentation), **filled)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they stand in ``config.yaml``: a file that builds the same configuration again."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

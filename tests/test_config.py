@@ -1,0 +1,64 @@
+"""The typed configuration: canonical form, round trips, and errors that name the field and the legal values."""
+
+import json
+
+import pytest
+
+from vmamba import VSSM, BackendError, ConfigError, VSSMConfig, create_model, list_models
+
+
+def test_values_take_their_canonical_form():
+    config = VSSMConfig(dims=16, depths=[1, 1, 2], norm_layer="LN2D", ssm_act_layer="SiLU", ssm_dt_rank="3")
+    assert config.dims == (16, 32, 64)
+    assert config.depths == (1, 1, 2)
+    assert (config.norm_layer, config.ssm_act_layer, config.ssm_dt_rank) == ("ln2d", "silu", 3)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_round_trip_through_json(name):
+    config = create_model("vmamba_nano").config if name == "vmamba_nano" else VSSMConfig()
+    assert VSSMConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"depth": [1]}, ["'depth'", "depths"]),
+        ({"depths": []}, ["depths", "at least one stage"]),
+        ({"depths": [1, 1], "dims": [8]}, ["dims", "depths"]),
+        ({"norm_layer": "gn"}, ["'gn'", "ln, ln2d, bn"]),
+        ({"ssm_act_layer": "selu"}, ["'selu'", "silu, gelu, relu, sigmoid"]),
+        ({"ssm_init": "v9"}, ["'v9'", "v0, v1, v2"]),
+        ({"downsample_version": "none"}, ["'none'", "v1, v2, v3"]),
+        ({"patchembed_version": "v3"}, ["'v3'", "v1, v2"]),
+        ({"patch_size": 3, "patchembed_version": "v2"}, ["patch_size 3", "even"]),
+        ({"ssm_dt_rank": "low"}, ["'low'", "auto"]),
+        ({"drop_path_rate": 1.5}, ["drop_path_rate 1.5", "between 0 and 1"]),
+        ({"mlp_ratio": -1.0}, ["mlp_ratio", "negative"]),
+        ({"in_chans": 0}, ["in_chans 0"]),
+        ({"ssm_conv": 4}, ["ssm_conv 4", "odd"]),
+        ({"ssm_ratio": 0.01, "dims": 8, "depths": [1]}, ["d_inner"]),
+    ],
+)
+def test_illegal_values_are_named_with_the_legal_ones(options, words):
+    with pytest.raises(ConfigError) as caught:
+        VSSM(**options)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_spelling_of_the_backend_is_checked_when_the_model_is_built():
+    with pytest.raises(BackendError, match="core"):
+        VSSM(dims=8, depths=[1], selective_scan_backend="core")
+    with pytest.raises(BackendError, match="oflx"):
+        VSSMConfig(selective_scan_backend="oflx")
+    assert VSSMConfig(selective_scan_backend="mamba").selective_scan_backend == "mamba"
+
+
+def test_a_config_and_keywords():
+    config = VSSMConfig(dims=8, depths=(1,), num_classes=3)
+    model = VSSM(config, num_classes=5)
+    assert model.config == config.replace(num_classes=5)
+    assert VSSM(config).config == config
+    with pytest.raises(ConfigError, match="dict"):
+        VSSM({"dims": 8})
