@@ -58,8 +58,9 @@ $(VENV)/venv.stamp: pyproject.toml
 	  touch $@ $(VENV)/native.stamp; fi
 
 # The editable install compiles the C++ core; a machine without a compiler gets the pure package, which says so when asked.
+# Making the venv has done it already, which make cannot know: hence the look at what is newer.
 $(VENV)/native.stamp: $(VENV)/venv.stamp $(CORE)
-	@if [ -e $@ ] && [ -z "$(filter-out $(VENV)/venv.stamp,$?)" ]; then touch $@; else set -e; \
+	@if [ -e $@ ] && [ -z "$$(find $(CORE) -newer $@)" ]; then touch $@; else set -e; \
 	  echo "Building the C++ core ..."; \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .; \
 	  touch $@; fi

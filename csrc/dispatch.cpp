@@ -1,5 +1,7 @@
-// Which instruction sets this build has and this CPU can run.
+// Which instruction sets this build has and this CPU can run, and whose threads the kernels use.
 #include "dispatch.h"
+
+#include "run_team.h"
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
@@ -42,6 +44,8 @@ const Table table;  // filled while the library loads
 
 }  // namespace
 
+RunTeam run_team = nullptr;
+
 bool isa_usable(int isa) {
   return isa >= 0 && isa < isa_count && table.usable[isa];
 }
@@ -56,3 +60,5 @@ VMAMBA_EXPORT const char* vmamba_isa_name(int isa) {
 }
 
 VMAMBA_EXPORT int vmamba_isa_usable(int isa) { return vmamba::isa_usable(isa); }
+
+VMAMBA_EXPORT void vmamba_use_threads(vmamba::RunTeam run_team) { vmamba::run_team = run_team; }

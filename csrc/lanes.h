@@ -45,8 +45,12 @@ VMAMBA_INLINE void store(float* to, Lanes x) { std::memcpy(to, &x, sizeof x); }
 
 // a * b + c; one rounding where the instruction set has it (the build asks for contraction).
 VMAMBA_INLINE Lanes fma(Lanes a, Lanes b, Lanes c) { return a * b + c; }
+VMAMBA_INLINE Lanes fma(Lanes a, Lanes b, float c) { return a * b + c; }
+VMAMBA_INLINE Lanes fma(Lanes a, float b, Lanes c) { return a * b + c; }
+VMAMBA_INLINE Lanes fma(Lanes a, float b, float c) { return a * b + c; }
 
 VMAMBA_INLINE Lanes absolute(Lanes x) { return as_lanes(as_bits(x) & 0x7fffffffu); }
+VMAMBA_INLINE Lanes where_negative(Lanes x, Lanes a, float b) { return x < 0.0f ? a : splat(b); }
 
 // Where x is NaN both give x.
 #if defined(__AVX512F__)
@@ -59,6 +63,33 @@ VMAMBA_INLINE Lanes at_most(Lanes x, Lanes high) { return (Lanes)_mm256_min_ps((
 VMAMBA_INLINE Lanes at_least(Lanes x, Lanes low) { return x < low ? low : x; }
 VMAMBA_INLINE Lanes at_most(Lanes x, Lanes high) { return x > high ? high : x; }
 #endif
+VMAMBA_INLINE Lanes at_least(Lanes x, float low) { return at_least(x, splat(low)); }
+VMAMBA_INLINE Lanes at_most(Lanes x, float high) { return at_most(x, splat(high)); }
+
+// Round to the nearest integer, |x| < 2^22.
+VMAMBA_INLINE Lanes round_small(Lanes x) {
+#if defined(__AVX512F__)
+  return (Lanes)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+  return (Lanes)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  const Lanes magic = splat(0x1.8p23f);  // its last place is worth 1
+  return (x + magic) - magic;
+#endif
+}
+
+// p * 2^r for integral r in [-252, 254] and p in [0.5, 2], rounded once, also into the subnormals.
+VMAMBA_INLINE Lanes scale(Lanes p, Lanes r) {
+#if defined(__AVX512F__)
+  return (Lanes)_mm512_scalef_ps((__m512)p, (__m512)r);
+#else
+  // Two powers of two, since one alone cannot span the range; the first product is exact.
+  const Ints exponent = __builtin_convertvector(r, Ints);
+  const Ints half = exponent >> 1;
+  const Lanes first = (Lanes)((half + 127) << 23), second = (Lanes)((exponent - half + 127) << 23);
+  return p * first * second;
+#endif
+}
 
 // ---- 16-bit floats -------------------------------------------------------------------------------------------
 

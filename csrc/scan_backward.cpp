@@ -3,6 +3,7 @@
 // With a_t = exp(δ_t A) and g_t = dL/dh_t = C_t dy_t + a_{t+1} g_{t+1}:
 //   dC_t = Σ_c dy_t h_t     dB_t = Σ_c g_t δ_t u_t     dA = Σ_t g_t a_t h_{t-1} δ_t
 //   du_t = δ_t Σ_n g_t B_t + D dy_t                    dδ_t = u_t Σ_n g_t B_t + Σ_n g_t a_t h_{t-1} A
+#include "memory.h"
 #include "parallel.h"
 #include "scan_body.h"
 
@@ -35,28 +36,24 @@ void prepare(const ScanBackwardArgs& args, const Block& block, int64_t t, int st
   load_tile(in.delta.data, in.delta.dtype, place_at(in.delta, block, t), steps, tiles.delta);
   load_tile(args.dy.data, args.dy.dtype, place_at(args.dy, block, t), steps, tiles.dy);
   const Lanes bias = per_channel(in.delta_bias, block);
-  const Prefetch next_u(in.u.data, in.u.dtype, place_at(in.u, block, t - CHUNK));
-  const Prefetch next_delta(in.delta.data, in.delta.dtype, place_at(in.delta, block, t - CHUNK));
-  const Prefetch next_dy(args.dy.data, args.dy.dtype, place_at(args.dy, block, t - CHUNK));
-  const Prefetch next_du(args.du, in.u.dtype, contiguous_place(args.shape, block, t-CHUNK));
-  const Prefetch next_dd(args.ddelta, in.delta.dtype, contiguous_place(args.shape, block, t-CHUNK));
-  for (int i = 0; i < steps; ++i) {
-    next_u.step(i);
-    next_delta.step(i);
-    next_dy.step(i);
-    next_du.step(i);
-    next_dd.step(i);
-    const Lanes raw = tiles.delta[i] + bias;
+  const int64_t soon = t - CHUNK;
+  Prefetch next[] = {{in.u.data, in.u.dtype, place_at(in.u, block, soon)},
+                     {in.delta.data, in.delta.dtype, place_at(in.delta, block, soon)},
+                     {args.dy.data, args.dy.dtype, place_at(args.dy, block, soon)},
+                     {args.du, in.u.dtype, contiguous_place(args.shape, block, soon)},
+                     {args.ddelta, in.delta.dtype, contiguous_place(args.shape, block, soon)}};
+  for_steps<PACK>(steps, next, [&](int i) {
+    auto delta = load_pack<PACK>(tiles.delta + i) + bias, slope = Pack<PACK>{} + 1.0f;
     if (args.shape.softplus) {
-      const Lanes z = exp_minus_abs(raw);
-      tiles.delta[i] = softplus_given(raw, z);
-      tiles.slope[i] = sigmoid_given(raw, z);
-    } else {
-      tiles.delta[i] = raw;
-      tiles.slope[i] = splat(1.0f);
+      const auto z = exp_minus_abs(delta);
+      slope = sigmoid_given(delta, z);
+      delta = softplus_given(delta, z);
     }
-    tiles.sum_gB[i] = tiles.sum_qA[i] = Lanes{};
-  }
+    store_pack(tiles.delta + i, delta);
+    store_pack(tiles.slope + i, slope);
+    store_pack(tiles.sum_gB + i, Pack<PACK>{});
+    store_pack(tiles.sum_qA + i, Pack<PACK>{});
+  });
 }
 
 // One chunk for SOME states. h_first: the states before the chunk. On return terms_B and terms_C hold, for each state
@@ -218,6 +215,11 @@ void selective_scan_backward(const ScanBackwardArgs& args) {
   const int64_t blocks = blocks_per_group(shape), blocks_per_slice = args.slice_channels / LANES;
   const int64_t slices = (shape.channels + args.slice_channels - 1) / args.slice_channels;
   const int64_t directions = shape.batch * shape.groups, rows = directions * shape.states;
+
+  const int64_t elements = shape.batch * all_channels(shape) * shape.length;
+  expect_fill(args.du, elements * size_of(args.in.u.dtype));
+  expect_fill(args.ddelta, elements * size_of(args.in.delta.dtype));
+  expect_fill(args.slice_sums, 2 * slices * rows * shape.length * 4);
 
   parallel_for(directions * slices, shape.threads, [&](int64_t task) {
     const int64_t direction = task / slices, slice = task % slices;

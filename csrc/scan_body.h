@@ -13,6 +13,9 @@ namespace VMAMBA_ISA {
 
 constexpr float LOG2_E = 1.44269504f;
 
+// Steps that go through softplus side by side; as many as the registers hold.
+constexpr int PACK = LANES == 16 ? 4 : 2;
+
 static_assert(CHUNK % LANES == 0, "tiles are padded to whole transposes");
 
 struct Block {

@@ -1,4 +1,5 @@
 // The selective scan, forward.
+#include "memory.h"
 #include "parallel.h"
 #include "scan_body.h"
 
@@ -17,19 +18,17 @@ void prepare(const ScanForwardArgs& args, const Block& block, int64_t t, int ste
   load_tile(in.u.data, in.u.dtype, place_at(in.u, block, t), steps, tiles.input);
   load_tile(in.delta.data, in.delta.dtype, place_at(in.delta, block, t), steps, tiles.delta);
   const Lanes D = per_channel(in.D, block), bias = per_channel(in.delta_bias, block);
-  const Prefetch next_u(in.u.data, in.u.dtype, place_at(in.u, block, t + CHUNK));
-  const Prefetch next_delta(in.delta.data, in.delta.dtype, place_at(in.delta, block, t + CHUNK));
-  const Prefetch next_y(args.y, 0, contiguous_place(args.shape, block, t+CHUNK));
-  for (int i = 0; i < steps; ++i) {
-    next_u.step(i);
-    next_delta.step(i);
-    next_y.step(i);
-    const Lanes u = tiles.input[i], raw = tiles.delta[i] + bias;
-    const Lanes delta = args.shape.softplus ? softplus(raw) : raw;
-    tiles.delta[i] = delta;
-    tiles.input[i] = delta * u;
-    tiles.y[i] = D * u;
-  }
+  const int64_t soon = t + CHUNK;
+  Prefetch next[] = {{in.u.data, in.u.dtype, place_at(in.u, block, soon)},
+                     {in.delta.data, in.delta.dtype, place_at(in.delta, block, soon)},
+                     {args.y, int64_t(Dtype::float32), contiguous_place(args.shape, block, soon)}};
+  for_steps<PACK>(steps, next, [&](int i) {
+    const auto u = load_pack<PACK>(tiles.input + i), raw = load_pack<PACK>(tiles.delta + i) + bias;
+    const auto delta = args.shape.softplus ? softplus(raw) : raw;
+    store_pack(tiles.delta + i, delta);
+    store_pack(tiles.input + i, delta * u);
+    store_pack(tiles.y + i, u * D);
+  });
 }
 
 // y += C h over a chunk for SOME states at once: the tiles are read and written once for all of them.
@@ -84,6 +83,7 @@ void scan_block(const ScanForwardArgs& args, const Block& block, Lanes* workspac
 void selective_scan_forward(const ScanForwardArgs& args) {
   const ScanShape& shape = args.shape;
   const int64_t blocks = blocks_per_group(shape);
+  expect_fill(args.y, shape.batch * all_channels(shape) * shape.length * 4);
   parallel_for(shape.batch * shape.groups * blocks, shape.threads, [&](int64_t task) {
     const int64_t direction = task / blocks;
     const Block block = block_at(shape, direction / shape.groups, direction % shape.groups, task % blocks);

@@ -6,14 +6,12 @@ namespace vmamba {
 namespace VMAMBA_ISA {
 namespace {
 
-constexpr float LN_2 = 0.693147181f;
-
 // A chunk of one lane block. What it holds, by pixel and lane:
 struct Work {
   Tile u, dy;
-  Tile delta, slope;   // the step size and its derivative by the projected step
-  Tile through_B;      // sum over states of adjoint · B: the gradient of delta · u
-  Tile through_decay;  // sum over states of adjoint · decayed state · A log2(e)
+  Tile delta, slope;   // the step size (times log2(e), as B is times ln 2) and its derivative by the projected step
+  Tile through_B;      // sum over states of adjoint · B
+  Tile through_decay;  // sum over states of adjoint · decayed state · A
   Tile dstep;          // gradient of the projected step
   Tile decay[4], decayed[4];  // of the states at work: exp(delta A) and that times the state before
 };
@@ -24,11 +22,7 @@ void steps_of(const Ss2dShape& shape, const float* rows, const Lane& lane, int64
     project(rows, lane.weights, load(lane.bias), shape.rank, t, step);
     for (int i = 0; i < GROUP; ++i) {
       slope[i] = splat(1.0f);
-      if (shape.softplus) {
-        const Lanes z = exp_minus_abs(step[i]);
-        slope[i] = sigmoid_given(step[i], z);
-        step[i] = softplus_given(step[i], z);
-      }
+      if (shape.softplus) step[i] = step_size(step[i], slope[i]);
     }
     for (int i = 0; i < GROUP; ++i) {
       store(work.delta + (t + i) * LANES, step[i]);
@@ -39,13 +33,15 @@ void steps_of(const Ss2dShape& shape, const float* rows, const Lane& lane, int64
 
 // Forward through the chunk once more, keeping what `reverse_states` needs.
 template <int N>
-VMAMBA_INLINE void replay_states(Work& work, const float* B, const float* log2_decay, Lanes (&h)[N], int64_t length) {
+VMAMBA_INLINE void replay_states(Work& work, const float* B, const float* A, Lanes (&h)[N], int64_t length) {
   Lanes rate[N];
-  for (int j = 0; j < N; ++j) rate[j] = load(log2_decay + j * LANES);
+  for (int j = 0; j < N; ++j) rate[j] = load(A + j * LANES);
   for (int64_t t = 0; t < length; ++t) {
     const Lanes step = load(work.delta + t * LANES), input = step * load(work.u + t * LANES);
     for (int j = 0; j < N; ++j) {
-      const Lanes decay = exp2(step * rate[j]), decayed = decay * h[j];
+      Lanes power[1] = {step * rate[j]};
+      powers_of_two(power);
+      const Lanes decay = power[0], decayed = decay * h[j];
       h[j] = fma(input, splat(B[j * PIXELS + t]), decayed);
       store(work.decay[j] + t * LANES, decay);
       store(work.decayed[j] + t * LANES, decayed);
@@ -78,12 +74,12 @@ VMAMBA_INLINE Lanes row_sums(const Lanes (&row)[LANES]) {
 // The adjoint recurrence of N states, backwards through the chunk. `adjoint` enters and leaves as exp(delta A) · adjoint of
 // the pixel after; dA, dB and dC grow.
 template <int N>
-VMAMBA_INLINE void reverse_states(Work& work, const float* B, const float* C, const float* log2_decay, int64_t length,
+VMAMBA_INLINE void reverse_states(Work& work, const float* B, const float* C, const float* A, int64_t length,
                                   float* adjoint, float* dA, int64_t dA_step, float* dB, float* dC) {
   Lanes carried[N], rate[N], of_A[N];
   for (int j = 0; j < N; ++j) {
     carried[j] = load(adjoint + j * LANES);
-    rate[j] = load(log2_decay + j * LANES);
+    rate[j] = load(A + j * LANES);
     of_A[j] = load(dA + j * dA_step);
   }
   Lanes of_B[N][LANES] = {}, of_C[N][LANES] = {};
@@ -106,7 +102,7 @@ VMAMBA_INLINE void reverse_states(Work& work, const float* B, const float* C, co
       store(work.through_decay + t * LANES, through_decay);
     }
     for (int j = 0; j < N; ++j) {
-      store(dB + j * PIXELS + first, load(dB + j * PIXELS + first) + row_sums(of_B[j]));
+      store(dB + j * PIXELS + first, load(dB + j * PIXELS + first) + row_sums(of_B[j]) * LN_2);
       store(dC + j * PIXELS + first, load(dC + j * PIXELS + first) + row_sums(of_C[j]));
     }
   }
@@ -121,7 +117,7 @@ VMAMBA_INLINE void finish_pixels(Work& work, Lanes skip, int64_t length, float* 
   Lanes of_bias = load(d_dt_bias);
   for (int64_t t = 0; t < length; ++t) {
     const Lanes through_B = load(work.through_B + t * LANES);
-    const Lanes ddelta = fma(through_B, load(work.u + t * LANES), load(work.through_decay + t * LANES) * LN_2);
+    const Lanes ddelta = fma(through_B * load(work.u + t * LANES), splat(LOG2_E), load(work.through_decay + t * LANES));
     const Lanes dstep = ddelta * load(work.slope + t * LANES);
     of_bias += dstep;
     store(work.dstep + t * LANES, dstep);
@@ -184,12 +180,13 @@ void run_direction(const Ss2dBackwardArgs& args, int64_t image, int k, int64_t s
   float* dC = dB + states * PIXELS;
   float* dx_dbl = (args.slice_sums ? args.slice_sums + slice * shape.batch * pixels * SS2D_DIRECTIONS * columns : args.dx_dbl) +
                   (image * pixels * SS2D_DIRECTIONS + k) * columns;
+  const Tensor& x = args.in.x;
   Chunk chunk;
 
   const Walk walk = walk_of(shape, k);
-  const int64_t last = chunk_count(shape) - 1;
-  for (int64_t index = last; index >= 0; --index) {
-    place_chunk(shape, walk, index, chunk);
+  const int64_t last = (chunk_count(shape) - 1) * PIXELS;
+  for (int64_t first = last; first >= 0; first -= PIXELS) {
+    place_chunk(shape, walk, x.stride[1], first, PIXELS, chunk);
     load_columns(shape, args.in.x_dbl, image, k, chunk, rows);
     for (int64_t i = 0; i < columns * PIXELS; i += LANES) store(sums + i, Lanes{});
 
@@ -197,13 +194,15 @@ void run_direction(const Ss2dBackwardArgs& args, int64_t image, int k, int64_t s
     for (int64_t c = channel; c < end; c += LANES, memory_of_lane += lane_floats(shape)) {
       const Block block = block_at(shape, c);
       const Lane lane = lane_at(shape, memory_of_lane);
-      if (index == last) start_lane(shape, args.in, k, block, lane);
+      if (first == last) start_lane(shape, args.in, k, block, lane);
       float* d_dt_weight = args.group_sums + group * group_floats(shape) + k * sum_rows(shape) * padded + c;
       float* dA = d_dt_weight + rank * padded;
       float* d_dt_bias = dA + states * padded;
 
-      load_tile(args.in.x, image, chunk, block, work.u);
-      load_tile({const_cast<float*>(args.dy), 0, {pixels * shape.channels, shape.channels}}, image, chunk, block, work.dy);
+      with_dtype(x.dtype, [&](auto type) {
+        load_tile_as<decltype(type)::value>(x.data, image * x.stride[0] + c, chunk.x, chunk.length, block.count, work.u);
+      });
+      load_tile_as<Dtype::float32>(args.dy, image * pixels * shape.channels + c, chunk.y, chunk.length, block.count, work.dy);
       steps_of(shape, rows, lane, chunk.length, work);
       for (int64_t t = 0; t < chunk.length; ++t) {
         store(work.through_B + t * LANES, Lanes{});
@@ -212,15 +211,15 @@ void run_direction(const Ss2dBackwardArgs& args, int64_t image, int k, int64_t s
       in_blocks<4>(states, [&](int64_t j, auto n) {
         constexpr int N = decltype(n)::value;
         Lanes h[N] = {};
-        const int64_t from = saved_at(shape, image, k, index, block) + j * shape.channels;
-        for (int s = 0; index > 0 && s < N; ++s)
+        const int64_t from = saved_at(shape, image, k, first, block) + j * shape.channels;
+        for (int s = 0; first > 0 && s < N; ++s)
           h[s] = load_first<Dtype::float32>(args.saved, from + s * shape.channels, block.count);
-        replay_states<N>(work, B + j * PIXELS, lane.log2_decay + j * LANES, h, chunk.length);
-        reverse_states<N>(work, B + j * PIXELS, C + j * PIXELS, lane.log2_decay + j * LANES, chunk.length,
+        replay_states<N>(work, B + j * PIXELS, lane.A + j * LANES, h, chunk.length);
+        reverse_states<N>(work, B + j * PIXELS, C + j * PIXELS, lane.A + j * LANES, chunk.length,
                           lane.state + j * LANES, dA + j * padded, padded, dB + j * PIXELS, dC + j * PIXELS);
       });
       finish_pixels(work, k == 0 ? total_skip(shape, args.in.D, block) : Lanes{}, chunk.length, d_dt_bias);
-      merge(k == 0, args.dx + image * pixels * shape.channels, shape.channels, chunk, block, work.through_B);
+      merge(k == 0, args.dx + image * pixels * shape.channels, chunk, block, work.through_B);
       low_rank_gradient(work, args.in.dt_weight + (k * shape.channels + c) * rank, rank, block.count, chunk.length, sums);
       weight_gradient(work, rows, rank, chunk.length, d_dt_weight, padded);
       if (k == 0 && args.dD) {
@@ -243,7 +242,7 @@ void run_task(const Ss2dBackwardArgs& args, int64_t group, int64_t slice, float*
   const int64_t images = smaller(shape.batch, (group + 1) * args.group_images);
   alignas(64) Work work;
   for (int64_t image = group * args.group_images; image < images; ++image)
-    for (int k = 0; k < SS2D_DIRECTIONS; ++k) run_direction(args, image, k, slice, group, memory, work);
+    for (const int k : TURNS) run_direction(args, image, k, slice, group, memory, work);
 }
 
 // dx_dbl as the sum of the slices' parts, in the slices' order.
@@ -274,7 +273,7 @@ void add_groups(const Ss2dBackwardArgs& args, int64_t groups) {
       for (int64_t g = 1; g < groups; ++g) sum += load(part + g * group_floats(shape));
       return sum;
     };
-    for (int64_t row = 0; row < rank + states; ++row) store(memory + row * LANES, total(k * sum_rows(shape) + row));
+    for (int64_t row = 0; row < rank + states; ++row) store(memory + row * LANES, total(k * sum_rows(shape) + row) * (row < rank ? 1.0f : LN_2));
     const int64_t first = k * shape.channels + block.channel;
     transpose_out(args.d_dt_weight, [&](int64_t c) { return (first + c) * rank; }, block.count, rank, memory, LANES);
     transpose_out(args.dA, [&](int64_t c) { return (first + c) * states; }, block.count, states, memory + rank * LANES, LANES);

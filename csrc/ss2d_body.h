@@ -8,7 +8,7 @@
 #include "lanes.h"
 #include "parallel.h"
 #include "ss2d_args.h"
-#include "vecmath.h"
+#include "ss2d_math.h"
 
 namespace vmamba {
 namespace VMAMBA_ISA {
@@ -16,7 +16,6 @@ namespace {
 
 constexpr int PIXELS = SS2D_CHUNK;
 constexpr int GROUP = 8;  // pixels that are projected together: each weight is loaded once for all
-constexpr float LOG2_E = 1.44269504f;
 
 static_assert(PIXELS % LANES == 0 && PIXELS % GROUP == 0, "chunks are whole transposes and whole groups");
 
@@ -32,34 +31,57 @@ VMAMBA_INLINE int64_t chunk_count(const Ss2dShape& shape) { return ceil_div(pixe
 // The t-th pixel of a direction is start + (t / line) * line_step + (t % line) * step.
 struct Walk {
   int64_t start, line, line_step, step;
+  int64_t span;  // pixels of a chunk
 };
+
+// A chunk's and the next one's pixels are used once for every lane block. Where the distance between pixels is a multiple of
+// a large power of two they fall into few sets of the cache and drive each other out: then chunks are shorter. 128 KiB is
+// what one way of a second-level cache holds on most CPUs; two maps are walked, and two of its eight ways are left to the rest.
+VMAMBA_INLINE int64_t span_of(int64_t step_bytes) {
+  constexpr int64_t way = 128 << 10;
+  const int64_t power = step_bytes & -step_bytes;
+  const int64_t places = power < way ? way / power : 1;
+  int64_t span = PIXELS;
+  while (span > GROUP && 2 * 2 * span > 6 * places) span /= 2;
+  return span;
+}
 
 VMAMBA_INLINE Walk walk_of(const Ss2dShape& shape, int direction) {
   const int64_t reading = shape.reading[direction];
   const int64_t down = reading & flip_h ? -shape.width : shape.width, right = reading & flip_w ? -1 : 1;
   const int64_t start = (reading & flip_h ? pixel_count(shape) - shape.width : 0) + (reading & flip_w ? shape.width - 1 : 0);
-  if (reading & by_column) return {start, shape.height, right, down};
-  return {start, shape.width, down, right};
+  const int64_t pixel_bytes = shape.channels * 4;
+  if (reading & by_column) return {start, shape.height, right, down, span_of(shape.width * pixel_bytes)};
+  return {start, shape.width, down, right, span_of(pixel_bytes)};
 }
 
+// The directions in the order in which they run: there and back, so that what one used last the next finds in the cache.
+constexpr int TURNS[SS2D_DIRECTIONS] = {0, 2, 1, 3};
+
 struct Chunk {
-  int64_t index, length;
-  int64_t pixel[PIXELS];  // beyond `length` the last one again, so that whole groups can be read
+  int64_t length;
+  // Up to a whole group, beyond `length` the last pixel again.
+  int64_t pixel[PIXELS];
+  int64_t x[PIXELS], y[PIXELS];  // where x, and maps of all channels, have the pixel
 };
 
-VMAMBA_INLINE void place_chunk(const Ss2dShape& shape, const Walk& walk, int64_t index, Chunk& chunk) {
-  chunk.index = index;
-  chunk.length = smaller(pixel_count(shape) - index * PIXELS, PIXELS);
-  const int64_t line = index * PIXELS / walk.line;
-  int64_t inside = index * PIXELS % walk.line, first = walk.start + line * walk.line_step;
+// The chunk that begins at the first-th pixel of the walk.
+VMAMBA_INLINE void place_chunk(const Ss2dShape& shape, const Walk& walk, int64_t x_stride, int64_t first, int64_t span, Chunk& chunk) {
+  chunk.length = smaller(pixel_count(shape) - first, span);
+  int64_t inside = first % walk.line, line = walk.start + first / walk.line * walk.line_step;
   for (int64_t t = 0; t < chunk.length; ++t) {
-    chunk.pixel[t] = first + inside * walk.step;
+    chunk.pixel[t] = line + inside * walk.step;
     if (++inside == walk.line) {
       inside = 0;
-      first += walk.line_step;
+      line += walk.line_step;
     }
   }
-  for (int64_t t = chunk.length; t < PIXELS; ++t) chunk.pixel[t] = chunk.pixel[chunk.length - 1];
+  const int64_t end = ceil_div(chunk.length, GROUP) * GROUP;
+  for (int64_t t = chunk.length; t < end; ++t) chunk.pixel[t] = chunk.pixel[chunk.length - 1];
+  for (int64_t t = 0; t < end; ++t) {
+    chunk.x[t] = chunk.pixel[t] * x_stride;
+    chunk.y[t] = chunk.pixel[t] * shape.channels;
+  }
 }
 
 // ---- memory --------------------------------------------------------------------------------------------------
@@ -119,7 +141,7 @@ VMAMBA_INLINE void transpose_out(float* base, RowAt&& row_at, int64_t rows, int6
 
 // ---- a chunk's contents --------------------------------------------------------------------------------------
 
-// The columns of x_dbl over the chunk's pixels: rows[column * PIXELS + t].
+// The columns of x_dbl over the chunk's pixels: rows[column * PIXELS + t]. B is multiplied by ln 2, see ss2d_math.h.
 void load_columns(const Ss2dShape& shape, const Tensor& x_dbl, int64_t image, int direction, const Chunk& chunk, float* rows) {
   const int64_t offset = image * x_dbl.stride[0] + direction * x_dbl.stride[2];
   with_dtype(x_dbl.dtype, [&](auto type) {
@@ -127,6 +149,18 @@ void load_columns(const Ss2dShape& shape, const Tensor& x_dbl, int64_t image, in
         x_dbl.data, [&](int64_t t) { return offset + chunk.pixel[t] * x_dbl.stride[1]; }, chunk.length,
         column_count(shape), rows, PIXELS);
   });
+  float* B = rows + shape.rank * PIXELS;
+  for (int64_t i = 0; i < shape.states * PIXELS; i += LANES) store(B + i, load(B + i) * LN_2);
+}
+
+VMAMBA_INLINE void prefetch_columns(const Ss2dShape& shape, const Tensor& x_dbl, int64_t image, int direction, const Chunk& chunk) {
+  const int64_t size = size_of(x_dbl.dtype), bytes = column_count(shape) * size;
+  const char* base = static_cast<const char*>(x_dbl.data) + (image * x_dbl.stride[0] + direction * x_dbl.stride[2]) * size;
+  for (int64_t t = 0; t < chunk.length; ++t) {
+    const char* row = base + chunk.pixel[t] * x_dbl.stride[1] * size;
+    __builtin_prefetch(row, 0, 2);
+    for (int64_t at = 64; at < bytes + 60; at += 64) __builtin_prefetch(row + at, 0, 2);
+  }
 }
 
 // A lane block: its first channel and how many of its lanes are channels.
@@ -139,48 +173,40 @@ VMAMBA_INLINE Block block_at(const Ss2dShape& shape, int64_t channel) {
   return {channel, static_cast<int>(smaller(shape.channels - channel, LANES))};
 }
 
+// A map at the chunk's pixels and the block's channels: tile[t * LANES + lane], 0 in lanes without a channel.
 template <Dtype type>
-VMAMBA_INLINE void load_tile_as(const void* base, int64_t offset, int64_t pixel_stride, const Chunk& chunk, int count, float* tile) {
+VMAMBA_INLINE void load_tile_as(const void* base, int64_t offset, const int64_t (&place)[PIXELS], int64_t length, int count, float* tile) {
   if (count == LANES) {
-    for (int64_t t = 0; t < chunk.length; ++t) store(tile + t * LANES, load_as<type>(base, offset + chunk.pixel[t] * pixel_stride));
+    for (int64_t t = 0; t < length; ++t) store(tile + t * LANES, load_as<type>(base, offset + place[t]));
   } else {
-    for (int64_t t = 0; t < chunk.length; ++t) store(tile + t * LANES, load_first<type>(base, offset + chunk.pixel[t] * pixel_stride, count));
+    for (int64_t t = 0; t < length; ++t) store(tile + t * LANES, load_first<type>(base, offset + place[t], count));
   }
-}
-
-// x at the chunk's pixels and the block's channels: tile[t * LANES + lane], 0 in lanes without a channel.
-void load_tile(const Tensor& x, int64_t image, const Chunk& chunk, Block block, float* tile) {
-  with_dtype(x.dtype, [&](auto type) {
-    load_tile_as<decltype(type)::value>(x.data, image * x.stride[0] + block.channel, x.stride[1], chunk, block.count, tile);
-  });
 }
 
 // One direction's parameters of a lane block, lanes over channels, and the block's state or its adjoint.
 struct Lane {
-  float* weights;     // [rank]
-  float* log2_decay;  // [states]: A log2(e), so that the decay is a power of two
-  float* bias;
-  float* state;       // [states]
+  float* weights;  // [rank], times log2(e)
+  float* A;        // [states]
+  float* bias;     // times log2(e)
+  float* state;    // [states]
 };
 
 VMAMBA_INLINE int64_t lane_floats(const Ss2dShape& shape) { return (column_count(shape) + 1) * LANES; }
 
 VMAMBA_INLINE Lane lane_at(const Ss2dShape& shape, float* memory) {
-  float* log2_decay = memory + shape.rank * LANES;
-  float* bias = log2_decay + shape.states * LANES;
-  return {memory, log2_decay, bias, bias + LANES};
+  float* A = memory + shape.rank * LANES;
+  float* bias = A + shape.states * LANES;
+  return {memory, A, bias, bias + LANES};
 }
 
 // Fetch a direction's parameters and clear the state.
 void start_lane(const Ss2dShape& shape, const Ss2dInputs& in, int direction, Block block, const Lane& lane) {
   const int64_t first = direction * shape.channels + block.channel, rank = shape.rank, states = shape.states;
   transpose_in<Dtype::float32>(in.dt_weight, [&](int64_t c) { return (first + c) * rank; }, block.count, rank, lane.weights, LANES);
-  transpose_in<Dtype::float32>(in.A, [&](int64_t c) { return (first + c) * states; }, block.count, states, lane.log2_decay, LANES);
-  for (int64_t j = 0; j < states; ++j) {
-    store(lane.log2_decay + j * LANES, load(lane.log2_decay + j * LANES) * LOG2_E);
-    store(lane.state + j * LANES, Lanes{});
-  }
-  store(lane.bias, in.dt_bias ? load_first<Dtype::float32>(in.dt_bias, first, block.count) : Lanes{});
+  transpose_in<Dtype::float32>(in.A, [&](int64_t c) { return (first + c) * states; }, block.count, states, lane.A, LANES);
+  for (int64_t i = 0; i < rank; ++i) store(lane.weights + i * LANES, load(lane.weights + i * LANES) * LOG2_E);
+  for (int64_t j = 0; j < states; ++j) store(lane.state + j * LANES, Lanes{});
+  store(lane.bias, in.dt_bias ? load_first<Dtype::float32>(in.dt_bias, first, block.count) * LOG2_E : Lanes{});
 }
 
 // D summed over the directions, each of which adds its D u to the same pixel.
@@ -191,16 +217,16 @@ VMAMBA_INLINE Lanes total_skip(const Ss2dShape& shape, const float* D, Block blo
   return sum;
 }
 
-// Where the states at the start of a chunk (not the first) are kept; states are shape.channels apart.
-VMAMBA_INLINE int64_t saved_at(const Ss2dShape& shape, int64_t image, int direction, int64_t chunk, Block block) {
-  return ((image * SS2D_DIRECTIONS + direction) * (chunk_count(shape) - 1) + chunk - 1) * shape.states * shape.channels + block.channel;
+// Where the states before the first-th pixel (a multiple of PIXELS, not 0) are kept; states are shape.channels apart.
+VMAMBA_INLINE int64_t saved_at(const Ss2dShape& shape, int64_t image, int direction, int64_t first, Block block) {
+  return ((image * SS2D_DIRECTIONS + direction) * (chunk_count(shape) - 1) + first / PIXELS - 1) * shape.states * shape.channels + block.channel;
 }
 
 // The map at the chunk's pixels becomes, or grows by, the tile.
 template <bool first>
-VMAMBA_INLINE void merge_as(float* map, int64_t channels, const Chunk& chunk, Block block, const float* tile) {
+VMAMBA_INLINE void merge_as(float* map, const Chunk& chunk, Block block, const float* tile) {
   for (int64_t t = 0; t < chunk.length; ++t) {
-    const int64_t at = chunk.pixel[t] * channels + block.channel;
+    const int64_t at = chunk.y[t] + block.channel;
     const Lanes value = load(tile + t * LANES);
     if (block.count == LANES)
       store(map + at, first ? value : load(map + at) + value);
@@ -209,8 +235,8 @@ VMAMBA_INLINE void merge_as(float* map, int64_t channels, const Chunk& chunk, Bl
   }
 }
 
-VMAMBA_INLINE void merge(bool first, float* map, int64_t channels, const Chunk& chunk, Block block, const float* tile) {
-  first ? merge_as<true>(map, channels, chunk, block, tile) : merge_as<false>(map, channels, chunk, block, tile);
+VMAMBA_INLINE void merge(bool first, float* map, const Chunk& chunk, Block block, const float* tile) {
+  first ? merge_as<true>(map, chunk, block, tile) : merge_as<false>(map, chunk, block, tile);
 }
 
 // bias + weights · low-rank step, for GROUP pixels from t on.

@@ -5,89 +5,132 @@ namespace vmamba {
 namespace VMAMBA_ISA {
 namespace {
 
-// The step sizes of a chunk: softplus of bias + weights · low-rank step. Rounded up to whole groups.
-void steps_of(const Ss2dShape& shape, const float* rows, const Lane& lane, int64_t length, float* delta) {
-  for (int64_t t = 0; t < length; t += GROUP) {
+// A chunk of one lane block, by pixel and lane.
+struct Tiles {
+  Tile step;   // step sizes
+  Tile input;  // step size times x
+};
+
+// Everything of a chunk that does not depend on the pixel before, GROUP pixels at a time. In the first direction y is set
+// to skip · x, to which all directions add.
+template <Dtype type, bool whole>
+__attribute__((noinline)) void prepare(const void* x, float* y, const float* rows, const Chunk& chunk, const Chunk& next,
+                                       Block block, const Lane& lane, int64_t rank, bool softplus, const Lanes* skip, Tiles& tiles) {
+  const Lanes bias = load(lane.bias);
+  const float* weights = lane.weights;
+  for (int64_t t = 0; t < chunk.length; t += GROUP) {
     Lanes step[GROUP];
-    project(rows, lane.weights, load(lane.bias), shape.rank, t, step);
-    if (shape.softplus)
-      for (int i = 0; i < GROUP; ++i) step[i] = softplus(step[i]);
-    for (int i = 0; i < GROUP; ++i) store(delta + (t + i) * LANES, step[i]);
+    project(rows, weights, bias, rank, t, step);
+    if (softplus) {
+      step_sizes(*reinterpret_cast<Lanes(*)[GROUP / 2]>(step));
+      step_sizes(*reinterpret_cast<Lanes(*)[GROUP / 2]>(step + GROUP / 2));
+    }
+    VMAMBA_EACH(GROUP) {
+      store(tiles.step + (t + i) * LANES, step[i]);
+      const Lanes u = whole ? load_as<type>(x, chunk.x[t + i]) : load_first<type>(x, chunk.x[t + i], block.count);
+      store(tiles.input + (t + i) * LANES, step[i] * u);
+      __builtin_prefetch(static_cast<const char*>(x) + next.x[t + i] * (type == Dtype::float32 ? 4 : 2), 0, 2);
+      __builtin_prefetch(y + next.y[t + i], 1, 2);
+    }
+    if (skip) {
+      VMAMBA_EACH(GROUP) {
+        const Lanes u = whole ? load_as<type>(x, chunk.x[t + i]) : load_first<type>(x, chunk.x[t + i], block.count);
+        whole ? store(y + chunk.y[t + i], *skip * u) : store_first(y, chunk.y[t + i], block.count, *skip * u);
+      }
+    }
   }
 }
 
-// The recurrence of N states over a chunk; adds C · h to `out`.
-template <int N>
-VMAMBA_INLINE void scan_states(const float* delta, const float* u, const float* B, const float* C, const float* log2_decay,
-                               float* state, int64_t length, float* out) {
-  constexpr int SPAN = N >= 4 ? 1 : 4 / N;  // pixels whose exponentials are computed side by side
+// The recurrence of N states over SPAN pixels; adds C · h to y.
+template <int N, int SPAN, bool whole>
+VMAMBA_INLINE void advance(const Tiles& tiles, const float* B, const float* C, const Lanes (&rate)[N], Lanes (&h)[N],
+                           const Chunk& chunk, int64_t t, int count, float* y) {
+  Lanes decay[SPAN * N];
+  VMAMBA_EACH(SPAN * N) decay[i] = load(tiles.step + (t + i / N) * LANES) * rate[i % N];
+  powers_of_two(decay);
+  // All loads of y before all stores: where pixels are a multiple of 4 KiB apart a load waits for the store before it.
+  Lanes sum[SPAN];
+  VMAMBA_EACH(SPAN) sum[i] = whole ? load(y + chunk.y[t + i]) : load_first<Dtype::float32>(y, chunk.y[t + i], count);
+#pragma GCC unroll 4
+  for (int s = 0; s < SPAN; ++s) {
+    const Lanes input = load(tiles.input + (t + s) * LANES);
+    VMAMBA_EACH(N) {
+      h[i] = fma(decay[s * N + i], h[i], unfused(input * B[i * PIXELS + t + s]));
+      sum[s] = fma(h[i], splat(C[i * PIXELS + t + s]), sum[s]);
+    }
+  }
+  VMAMBA_EACH(SPAN) whole ? store(y + chunk.y[t + i], sum[i]) : store_first(y, chunk.y[t + i], count, sum[i]);
+}
+
+template <int N, bool whole>
+VMAMBA_INLINE void scan_states(const Tiles& tiles, const float* B, const float* C, const float* A, float* state,
+                               const Chunk& chunk, int count, float* y) {
+  constexpr int SPAN = N >= 4 ? 1 : 4 / N;  // pixels whose powers are computed side by side
   Lanes h[N], rate[N];
   for (int j = 0; j < N; ++j) {
     h[j] = load(state + j * LANES);
-    rate[j] = load(log2_decay + j * LANES);
+    rate[j] = load(A + j * LANES);
   }
-  auto advance = [&](int64_t t, Lanes step, const Lanes* decay) {
-    const Lanes input = step * load(u + t * LANES);
-    Lanes y = load(out + t * LANES);
-    for (int j = 0; j < N; ++j) {
-      h[j] = fma(decay[j], h[j], input * B[j * PIXELS + t]);
-      y = fma(h[j], splat(C[j * PIXELS + t]), y);
-    }
-    store(out + t * LANES, y);
-  };
+  const int64_t length = chunk.length;
   int64_t t = 0;
-  for (; t + SPAN <= length; t += SPAN) {
-    Lanes step[SPAN], decay[SPAN][N];
-    for (int s = 0; s < SPAN; ++s) step[s] = load(delta + (t + s) * LANES);
-    for (int s = 0; s < SPAN; ++s)
-      for (int j = 0; j < N; ++j) decay[s][j] = exp2(step[s] * rate[j]);
-    for (int s = 0; s < SPAN; ++s) advance(t + s, step[s], decay[s]);
-  }
-  for (; t < length; ++t) {
-    const Lanes step = load(delta + t * LANES);
-    Lanes decay[N];
-    for (int j = 0; j < N; ++j) decay[j] = exp2(step * rate[j]);
-    advance(t, step, decay);
-  }
+  for (; t + SPAN <= length; t += SPAN) advance<N, SPAN, whole>(tiles, B, C, rate, h, chunk, t, count, y);
+  for (; t < length; ++t) advance<N, 1, whole>(tiles, B, C, rate, h, chunk, t, count, y);
   for (int j = 0; j < N; ++j) store(state + j * LANES, h[j]);
+}
+
+template <bool whole>
+__attribute__((noinline)) void scan(const Ss2dShape& shape, const Tiles& tiles, const float* rows, const Chunk& chunk, Block block, const Lane& lane, float* y) {
+  const float* B = rows + shape.rank * PIXELS;
+  const float* C = B + shape.states * PIXELS;
+  in_blocks<4>(shape.states, [&](int64_t j, auto n) {
+    scan_states<decltype(n)::value, whole>(tiles, B + j * PIXELS, C + j * PIXELS, lane.A + j * LANES, lane.state + j * LANES,
+                                           chunk, block.count, y);
+  });
 }
 
 void run_task(const Ss2dForwardArgs& args, int64_t image, int64_t channel, float* memory) {
   const Ss2dShape& shape = args.shape;
   const int64_t end = smaller(shape.channels, channel + args.task_channels);
+  const int64_t pixels = pixel_count(shape);
   float* rows = memory;
-  float* lanes = rows + column_count(shape) * PIXELS;
-  const float* B = rows + shape.rank * PIXELS;
-  const float* C = B + shape.states * PIXELS;
-  float* y = args.y + image * pixel_count(shape) * shape.channels;
-  alignas(64) Tile u, delta, out;
-  Chunk chunk;
+  float* y = args.y + image * pixels * shape.channels;
+  alignas(64) Tiles tiles;
+  const Tensor& x = args.in.x;
+  Chunk chunks[2];
 
-  for (int k = 0; k < SS2D_DIRECTIONS; ++k) {
+  for (int turn = 0; turn < SS2D_DIRECTIONS; ++turn) {
+    const int k = TURNS[turn];
     const Walk walk = walk_of(shape, k);
-    for (int64_t index = 0; index < chunk_count(shape); ++index) {
-      place_chunk(shape, walk, index, chunk);
+    place_chunk(shape, walk, x.stride[1], 0, walk.span, chunks[0]);
+    for (int64_t first = 0, turned = 0; first < pixels; first += walk.span, turned ^= 1) {
+      const Chunk& chunk = chunks[turned];
+      Chunk& next = chunks[turned ^ 1];
+      if (first + walk.span < pixels) {
+        place_chunk(shape, walk, x.stride[1], first + walk.span, walk.span, next);
+        prefetch_columns(shape, args.in.x_dbl, image, k, next);
+      }
       load_columns(shape, args.in.x_dbl, image, k, chunk, rows);
-      float* memory_of_lane = lanes;
+      float* memory_of_lane = rows + column_count(shape) * PIXELS;
       for (int64_t c = channel; c < end; c += LANES, memory_of_lane += lane_floats(shape)) {
         const Block block = block_at(shape, c);
         const Lane lane = lane_at(shape, memory_of_lane);
-        if (index == 0)
+        if (first == 0)
           start_lane(shape, args.in, k, block, lane);
-        else if (args.saved)
+        else if (args.saved && first % PIXELS == 0)
           for (int64_t j = 0; j < shape.states; ++j)
-            store_first(args.saved, saved_at(shape, image, k, index, block) + j * shape.channels, block.count,
+            store_first(args.saved, saved_at(shape, image, k, first, block) + j * shape.channels, block.count,
                         load(lane.state + j * LANES));
 
-        load_tile(args.in.x, image, chunk, block, u);
-        steps_of(shape, rows, lane, chunk.length, delta);
-        const Lanes skip = k == 0 ? total_skip(shape, args.in.D, block) : Lanes{};
-        for (int64_t t = 0; t < chunk.length; ++t) store(out + t * LANES, k == 0 ? skip * load(u + t * LANES) : Lanes{});
-        in_blocks<4>(shape.states, [&](int64_t j, auto n) {
-          scan_states<decltype(n)::value>(delta, u, B + j * PIXELS, C + j * PIXELS, lane.log2_decay + j * LANES,
-                                          lane.state + j * LANES, chunk.length, out);
+        const bool whole = block.count == LANES;
+        const Lanes skip = total_skip(shape, args.in.D, block);
+        with_dtype(x.dtype, [&](auto type) {
+          constexpr Dtype T = decltype(type)::value;
+          const void* from = static_cast<const char*>(x.data) + (image * x.stride[0] + c) * (T == Dtype::float32 ? 4 : 2);
+          auto run = whole ? prepare<T, true> : prepare<T, false>;
+          run(from, y + c, rows, chunk, next, block, lane, shape.rank, shape.softplus, turn == 0 ? &skip : nullptr, tiles);
         });
-        merge(k == 0, y, shape.channels, chunk, block, out);
+        auto run = whole ? scan<true> : scan<false>;
+        run(shape, tiles, rows, chunk, block, lane, y + c);
       }
     }
   }

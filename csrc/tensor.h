@@ -7,6 +7,8 @@ namespace vmamba {
 
 enum class Dtype : int64_t { float32 = 0, bfloat16 = 1, float16 = 2 };
 
+constexpr int64_t size_of(int64_t dtype) { return dtype == static_cast<int64_t>(Dtype::float32) ? 4 : 2; }
+
 // Strides are in elements; axes that the tensor does not have are unused. An absent tensor has data == nullptr.
 struct Tensor {
   void* data;

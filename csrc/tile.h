@@ -12,22 +12,33 @@ struct Place {
   int channels;
 };
 
-// Fetches a tile that will be needed soon, one piece for each step of the tile at hand: a tile's rows are too short for
-// the hardware to foresee them, and asked for all at once they would block the cache's miss queue.
+// Fetches a tile that will be needed soon into the second-level cache, a piece at each step of the tile at hand: a tile's
+// rows are too short for the hardware to foresee them, and asked for all at once they would block the miss queue.
 struct Prefetch {
-  const char* base;
-  int64_t channel_stride, column_stride;  // in bytes; a column is LANES steps
+  const char* at;
+  int64_t channel_stride, next_column;  // in bytes; a column is LANES steps
 
   Prefetch(const void* data, int64_t dtype, const Place& place) {
-    const int64_t size = dtype == static_cast<int64_t>(Dtype::float32) ? 4 : 2;
-    base = static_cast<const char*>(data) + place.offset * size;
+    const int64_t size = size_of(dtype);
+    at = static_cast<const char*>(data) + place.offset * size;
     channel_stride = place.channel_stride * size;
-    column_stride = LANES * place.step_stride * size;
-  }
-  void step(int t) const {
-    __builtin_prefetch(base + t % LANES * channel_stride + t / LANES * column_stride, 0, 2);
+    next_column = LANES * (place.step_stride * size - channel_stride);
   }
 };
+
+// f(t) for every STEPS-th step, prefetching along the way. STEPS divides LANES.
+template <int STEPS, int TILES, class F>
+VMAMBA_INLINE void for_steps(int steps, Prefetch (&next)[TILES], F&& f) {
+  for (int column = 0; column < steps; column += LANES) {
+    const int end = static_cast<int>(smaller(column + LANES, steps));
+    for (int t = column; t < end; t += STEPS) {
+      for (Prefetch& tile : next)
+        for (int i = 0; i < STEPS; ++i, tile.at += tile.channel_stride) __builtin_prefetch(tile.at, 0, 2);
+      f(t);
+    }
+    for (Prefetch& tile : next) tile.at += tile.next_column;
+  }
+}
 
 // Fill tile[0 .. steps), and up to the next multiple of LANES with zeros.
 template <Dtype type>

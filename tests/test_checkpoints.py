@@ -193,9 +193,7 @@ def test_backbone_takes_a_classification_checkpoint(tmp_path):
     torch.save({"model": one_file_naming(classifier.state_dict())}, tmp_path / "c.pth")
     options = {key: value for key, value in OPTIONS.items() if key != "num_classes"}
     backbone = Backbone_VSSM(out_indices=(0, 1), pretrained=tmp_path / "c.pth", **options)
-    assert torch.equal(
-        backbone.layers[1].blocks[0].op.x_proj_weight, classifier.layers[1].blocks[0].op.x_proj_weight
-    )
+    assert torch.equal(backbone.layers[1].blocks[0].op.x_proj_weight, classifier.layers[1].blocks[0].op.x_proj_weight)
     wrong = {**options, "dims": 16}
     with pytest.raises(CheckpointError, match="another shape"):
         Backbone_VSSM(out_indices=(0, 1), pretrained=tmp_path / "c.pth", **wrong)

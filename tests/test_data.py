@@ -418,11 +418,9 @@ def test_unreadable_images_stop_or_are_counted(tmp_path: Path) -> None:
     assert splits.test is not None
     assert len(splits.train) + len(splits.val) + len(splits.test) == 11
     late = load_splits(folder(tmp_path, verify=False))
+    parts = [part for part in (late.train, late.val, late.test) if part is not None]
     with pytest.raises(DataError, match=r"2\.png|cut\.jpg"):
-        for part in (late.train, late.val, late.test):
-            assert part is not None
-            for i in range(len(part)):
-                part[i]
+        _ = [part[i] for part in parts for i in range(len(part))]
 
 
 def test_folder_fingerprint_sees_changed_files(tmp_path: Path) -> None:
@@ -437,21 +435,21 @@ def test_folder_fingerprint_sees_changed_files(tmp_path: Path) -> None:
 
 
 def test_marks_need_both_ends_of_the_image() -> None:
-    pixels, labels = make_marks(400, 7)
-    again, _ = make_marks(400, 7)
+    pixels, labels = make_marks(120, 7)
+    again, _ = make_marks(120, 7)
     np.testing.assert_array_equal(pixels, again)
-    assert abs(int(labels.sum()) - 200) <= 2
     coloured = np.ptp(pixels.astype(int), axis=-1) > 0  # noise is grey
-    pairs: Counter[tuple[bool, bool, int]] = Counter()
+    pairs: Counter[tuple[int, int]] = Counter()
     for image, where, label in zip(pixels, coloured, labels, strict=True):
         rows, columns = np.nonzero(where)
         assert len(rows) == 2 * MARK * MARK
-        spread = (rows, columns) if np.ptp(rows) >= np.ptp(columns) else (columns, rows)
-        along = np.unique(spread[0])
-        assert np.diff(along).max() > GAP  # from the last pixel of one mark to the first of the other
-        first = spread[0] <= along[MARK - 1]
+        # From the last pixel of one mark to the first of the other, along the axis where they lie farther apart.
+        along = max((rows, columns), key=lambda place: int(np.diff(np.unique(place)).max()))
+        places = np.unique(along)
+        assert np.diff(places).max() > GAP
+        first = along <= places[MARK - 1]
         red = [bool(image[rows[mask], columns[mask]].mean(0).argmax() == 0) for mask in (first, ~first)]
         assert (red[0] == red[1]) == bool(label)
-        pairs[red[0], red[1], int(label)] += 1
-    # Each mark's colour alone says nothing about the label: the four pairs are equally frequent.
-    assert set(pairs.values()) == {100}
+        pairs[sum(red), int(label)] += 1
+    # One mark's colour says nothing about the label: among images with a red mark half are "same".
+    assert pairs == {(0, 1): 30, (1, 0): 60, (2, 1): 30}

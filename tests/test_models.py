@@ -13,7 +13,14 @@ from vmamba import VSSM, Backbone_VSSM, ConfigError, InputError, create_model, l
 from vmamba.models import VARIANTS
 
 PUBLISHED = json.loads((Path(__file__).parent / "data/parity/models.json").read_text())["models"]
-TINY = {"dims": 8, "depths": [1, 1], "num_classes": 4, "forward_type": "v05_noz", "ssm_d_state": 2, "drop_path_rate": 0.0}
+TINY = {
+    "dims": 8,
+    "depths": [1, 1],
+    "num_classes": 4,
+    "forward_type": "v05_noz",
+    "ssm_d_state": 2,
+    "drop_path_rate": 0.0,
+}
 
 
 @pytest.mark.parametrize("name", list_models())

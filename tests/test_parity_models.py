@@ -30,7 +30,9 @@ def test_named_model(case):
 @pytest.mark.parametrize("channel_first", [False, True])
 def test_backends_agree_on_a_sharp_network(channel_first):
     """What the automatic choice gives is what pure PyTorch gives."""
-    case, keyset = next((c, k) for c, k in SMALL if c["name"] == f"sharp_v05_noz_n4_{'ln2d' if channel_first else 'ln'}")
+    case, keyset = next(
+        (c, k) for c, k in SMALL if c["name"] == f"sharp_v05_noz_n4_{'ln2d' if channel_first else 'ln'}"
+    )
     with vmamba.backend("torch"):
         errors = parity.run_small(case, keyset, DATA)
     assert errors.output <= parity.OUTPUT_TOLERANCE

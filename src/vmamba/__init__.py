@@ -4,7 +4,7 @@ This page is the table of contents; `vmamba.ops` has the operators, `vmamba.laye
 networks.
 """
 
-from vmamba.checkpoints import load_weights, read_weights, save_weights
+from vmamba.checkpoints import infer_config, load, load_weights, read_weights, save_weights
 from vmamba.errors import (
     BackendError,
     CheckpointError,
@@ -45,7 +45,9 @@ __all__ = [
     "create_model",
     "cross_merge_fn",
     "cross_scan_fn",
+    "infer_config",
     "list_models",
+    "load",
     "load_weights",
     "read_weights",
     "recorded_runs",

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmamba.errors import ConfigError, nearest
+
 if TYPE_CHECKING:
     from jsonargparse import Namespace
     from rich.console import Console
@@ -42,6 +44,38 @@ class Command:
         parser = CommandParser(name, self.summary, self.config_file)
         self.options(parser)
         return self.run(parser.parse(words, self.defaults))
+
+
+@dataclass(frozen=True)
+class CommandGroup:
+    """A word after ``vmamba`` with commands of its own.
+
+    Attributes:
+        summary: its line in ``vmamba --help``.
+        commands: by name.
+    """
+
+    summary: str
+    commands: Mapping[str, Command]
+
+    def __call__(self, name: str, words: Sequence[str]) -> int:
+        """Run the command that the first word names, or list them."""
+        first = words[0] if words else "--help"
+        if first in ("-h", "--help", "help"):
+            print(self._overview(name))
+            return 0
+        if first not in self.commands:
+            legal = list(self.commands)
+            raise ConfigError(
+                f"{first!r} is not a command of `vmamba {name}`; it has {', '.join(legal)}{nearest(first, legal)}"
+            )
+        return self.commands[first](f"{name} {first}", words[1:])
+
+    def _overview(self, name: str) -> str:
+        width = max(map(len, self.commands))
+        rows = [f"  {word:<{width}}  {command.summary}" for word, command in self.commands.items()]
+        end = f"`vmamba {name} COMMAND --help` lists the options of a command."
+        return "\n".join([f"usage: vmamba {name} COMMAND [options]", "", self.summary, "", "commands:", *rows, "", end])
 
 
 def _console() -> Console:
@@ -91,13 +125,18 @@ def _eval_options(parser: CommandParser) -> None:
 
 
 def _eval_defaults(values: Namespace, given: Namespace) -> dict[str, Any]:
-    """The run's own images, under what the user gave."""
+    """The run's own images, for what the user did not give. Another data set does not lie where the run's does."""
     from vmamba.tasks.evaluate import trained_on, unknown_images
+    from vmamba.tasks.run_folder import load_trained
 
     own = trained_on(values.weights)
     if own is not None:
-        return {f"data.{name}": value for name, value in vars(own).items() if name in vars(values.data)}
-    if values.weights.exists() and "data" not in given:
+        kept = {f"data.{name}": value for name, value in vars(own).items() if name in vars(values.data)}
+        if given.get("data.dataset", own.dataset) != own.dataset:
+            del kept["data.data_dir"]
+        return kept
+    if "data" not in given:
+        load_trained(values.weights)  # a file that is missing or broken is the worse news
         raise unknown_images(values.weights)
     return {}
 
@@ -168,18 +207,100 @@ def _migrate(values: Namespace) -> int:
     return run_migrate(values.paths, values.to, values.write, _console())
 
 
+def _weights_list_options(parser: CommandParser) -> None:
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
+
+
+def _weights_list(values: Namespace) -> int:
+    from vmamba.tasks.weights import weights_rows, weights_table
+
+    rows = weights_rows()
+    if values.json:
+        print(json.dumps([row.to_dict() for row in rows], indent=2))
+    else:
+        _console().print(weights_table(rows))
+    return 0
+
+
+def _weights_get_options(parser: CommandParser) -> None:
+    parser.add_argument("names", nargs="+", metavar="NAME", help="A model's name, see `vmamba weights list`.")
+
+
+def _weights_get(values: Namespace) -> int:
+    from vmamba.tasks.weights import get_weights
+
+    for path in get_weights(values.names):
+        print(path)
+    return 0
+
+
+_KEY = "Entry of a training checkpoint, such as model_ema; by default model, then state_dict, then model_ema."
+
+
+def _weights_convert_options(parser: CommandParser) -> None:
+    _paths(parser, "source", "SOURCE", "Weight file.")
+    _paths(parser, "destination", "DESTINATION", "New file: .safetensors, or .pth, .pt, .bin or .ckpt.")
+    parser.add_argument("--key", help=_KEY)
+
+
+def _weights_convert(values: Namespace) -> int:
+    from vmamba.tasks.weights import convert_weights
+
+    count = convert_weights(values.source, values.destination, values.key)
+    print(f"wrote {values.destination} ({count} tensors)")
+    return 0
+
+
+def _weights_inspect_options(parser: CommandParser) -> None:
+    _paths(parser, "file", "FILE", "Weight file.")
+    parser.add_argument("--key", help=_KEY)
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
+
+
+def _weights_inspect(values: Namespace) -> int:
+    from vmamba.tasks.weights import inspect_weights, print_inspection
+
+    inspection = inspect_weights(values.file, values.key)
+    if values.json:
+        print(json.dumps(inspection.to_dict(), indent=2))
+    else:
+        print_inspection(inspection, _console())
+    return 0
+
+
+_WEIGHTS = {
+    "list": Command("List the released weights.", _weights_list_options, _weights_list, config_file=False),
+    "get": Command(
+        "Download released weights into torch hub's cache.", _weights_get_options, _weights_get, config_file=False
+    ),
+    "convert": Command(
+        "Convert weights between PyTorch and safetensors, bit by bit.",
+        _weights_convert_options,
+        _weights_convert,
+        config_file=False,
+    ),
+    "inspect": Command(
+        "Tell what a weight file holds and which model it fits.",
+        _weights_inspect_options,
+        _weights_inspect,
+        config_file=False,
+    ),
+}
+
+
 def _build(config: type[Any], values: Namespace) -> Any:
     """The task's configuration from the options of the same names."""
     given = {name: value for name, value in vars(values).items() if name != "config"}
     return config(**given)
 
 
-COMMANDS: Mapping[str, Command] = {
+COMMANDS: Mapping[str, Command | CommandGroup] = {
     "demo": Command("Train a small model on digits, measure it, predict; a few minutes.", _demo_options, _demo),
     "train": Command("Train a model.", _train_options, _train),
     "eval": Command("Measure trained weights on labelled images.", _eval_options, _eval, _eval_defaults),
     "predict": Command("Classify image files with trained weights.", _predict_options, _predict),
     "models": Command("List the named models.", _models_options, _models, config_file=False),
+    "weights": CommandGroup("List, get, convert and inspect weight files.", _WEIGHTS),
     "backends": Command(
         "Tell which scan backends run on this machine, and why not.", _backends_options, _backends, config_file=False
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
@@ -19,12 +20,8 @@ class _Help(DefaultHelpFormatter):
         super().__init__(prog, max_help_position=32)  # type: ignore[no-untyped-call]
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        kind = _type_of(action).removesuffix(" or null")
-        if kind.startswith("dict"):
-            return "{NAME: VALUE}"
-        if kind.startswith("tuple"):
-            return "[X,Y]"
-        return kind.upper() if kind.isalpha() else "VALUE"
+        kind = _type_of(action).upper()
+        return kind.replace(" ", "") if kind else "VALUE"
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -78,6 +75,7 @@ class CommandParser(ArgumentParser):
             ConfigError: an option, value or file that cannot be used.
         """
         self.usage = self._short_usage()
+        self._files = _option_values(words, "--config")
         try:
             values = self.parse_args(words)
             if defaults is not None:
@@ -87,16 +85,16 @@ class CommandParser(ArgumentParser):
             return built
         except (ArgumentError, argparse.ArgumentError) as error:
             raise ConfigError(self._readable(str(error))) from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{self._source()} is not text in UTF-8") from error
+
+    def _source(self) -> str:
+        """The configuration file, as messages call it."""
+        return self._files[0] if len(self._files) == 1 else "the configuration"
 
     def _short_usage(self) -> str:
         positionals = [action for action in self._actions if not action.option_strings]
-        words = [self._format_positional(action) for action in positionals]
-        return " ".join([self.prog, *words, "[options]"])
-
-    @staticmethod
-    def _format_positional(action: argparse.Action) -> str:
-        word = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
-        return {"+": f"{word} [{word} ...]", "*": f"[{word} ...]", "?": f"[{word}]"}.get(str(action.nargs), word)
+        return " ".join([self.prog, *map(_positional, positionals), "[options]"])
 
     def _readable(self, message: str) -> str:
         """One line in the words of the command line, from jsonargparse's several."""
@@ -110,29 +108,55 @@ class CommandParser(ArgumentParser):
         if match := re.match(r"(?:Option|Group '(?P<group>.+?)' does not accept option) '(?P<name>.+?)'", message):
             name = ".".join(filter(None, (match["group"], match["name"])))
             keys = [option.lstrip("-") for option in options]
-            return f"{name!r} is not an option of `{self.prog}`{nearest(name, keys)} {see}"
+            return f"{self._source()}: {name!r} is not an option of `{self.prog}`{nearest(name, keys)} {see}"
         if match := re.match(r"the following arguments are required: (.*)", message):
-            return f"`{self.prog}` needs {match[1].upper()} {see}"
+            needed = ", ".join(self._called(name) for name in match[1].split(", "))
+            return f"`{self.prog}` needs {needed} {see}"
         if match := re.match(r"Problems parsing config: (.*)", message, re.DOTALL):
-            return f"the configuration is not YAML: {match[1]}"
+            return f"{self._source()} is not YAML: {match[1].replace('<unicode string>', 'the file')}"
+        if match := re.match(r"Unexpected config: (.*)", message, re.DOTALL):
+            return f"{self._source()} holds no options, but {match[1].strip()[:40]!r} {see}"
         if match := re.match(r'Parser key "(?P<key>.+?)":\s+(?P<rest>.*)', message, re.DOTALL):
-            action = next((action for action in self._actions if action.dest == match["key"]), None)
-            value = re.search(r"(?:Got|Given) value: (.*)", match["rest"])
-            if action is not None and value is not None and (kind := _type_of(action)):
-                return f"--{match['key']} takes {kind}, not {value[1].strip()!r} {see}"
-            return f"--{match['key']}: {match['rest']}"
-        return message
+            return f"--{match['key']}{self._reason(match['key'], match['rest'])} {see}"
+        return re.sub(r"^argument (-.*?): ", r"\1: ", message)
+
+    def _reason(self, key: str, text: str) -> str:
+        if match := re.match(r"Unable to load config '(.*)'", text):
+            return f": {match[1]!r} is no YAML file"
+        action = next((action for action in self._actions if action.dest == key), None)
+        value = re.search(r"(?:Got|Given) value: (.*)", text)
+        if action is not None and value is not None and (kind := _type_of(action)):
+            return f" takes {kind}, not {value[1].strip()!r}"
+        return f": {text}"
+
+    def _called(self, dest: str) -> str:
+        action = next((action for action in self._actions if action.dest == dest), None)
+        if action is None or action.option_strings:
+            return f"--{dest}"
+        return action.metavar if isinstance(action.metavar, str) else dest.upper()
+
+
+def _positional(action: argparse.Action) -> str:
+    word = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
+    return {"+": f"{word} [{word} ...]", "?": f"[{word}]"}.get(str(action.nargs), word)
+
+
+def _option_values(words: Sequence[str], option: str) -> list[str]:
+    spaced = [value for word, value in pairwise(words) if word == option]
+    return spaced + [word.removeprefix(f"{option}=") for word in words if word.startswith(f"{option}=")]
 
 
 def _type_of(action: argparse.Action) -> str:
-    """The action's type in plain words: ``int``, ``path or null``, ``'stop' or 'skip'``; empty if it has none."""
+    """The type of an action's values in plain words: ``int``, ``path``, ``'stop' or 'skip'``; empty if it has none."""
     kind = getattr(action, "_typehint", None) or action.type
     if kind is None:
         return ""
-    if kind in (int, float, str, bool):
-        return str(kind.__name__)
-    text = re.sub(r"<class '(.+?)'>", r"\1", str(kind)).replace("pathlib.", "").replace("typing.", "")
-    text = re.sub(r"Optional\[(.+)\]", r"\1 | None", text)
-    if literal := re.search(r"Literal\[(.+?)\]", text):
-        return " or ".join(literal[1].split(", "))
-    return " or ".join({"Path": "path", "NoneType": "null", "None": "null"}.get(t, t) for t in text.split(" | "))
+    if isinstance(kind, type) and not hasattr(kind, "__args__"):
+        return kind.__name__.lower()
+    text = re.sub(r"Optional\[(.+)\]", r"\1", str(kind)).replace(" | None", "")
+    text = re.sub(r"(?:pathlib|typing)\.|<class '|'>", "", text)
+    if match := re.fullmatch(r"Literal\[(.+)\]", text):
+        return " or ".join(match[1].split(", "))
+    if text.startswith("dict"):
+        return "{name: value}"
+    return text.removeprefix("tuple").replace("Path", "path")

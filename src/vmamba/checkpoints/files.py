@@ -6,6 +6,7 @@ import os
 import pickle
 import tempfile
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,18 +20,17 @@ from vmamba.errors import CheckpointError, OutputError
 
 #: Where a training checkpoint keeps its weights, in the order they are looked for.
 WEIGHT_KEYS = ("model", "state_dict", "model_ema")
+#: What `save_weights` writes with `torch.save`.
+PICKLED_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before its files were ZIP archives
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A weight file's content."""
+    """A weight file's content. ``metadata`` is a safetensors file's header, or what a checkpoint keeps as such."""
 
     state_dict: dict[str, Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
-
-
-class _InertNode(dict):  # type: ignore[type-arg]
-    """Stands in for yacs' configuration class, which upstream's training checkpoints carry; it only holds values."""
 
 
 def read_weights(path: str | Path, key: str | None = None) -> WeightFile:
@@ -44,15 +44,37 @@ def read_weights(path: str | Path, key: str | None = None) -> WeightFile:
     Raises:
         CheckpointError: the file is missing, truncated, not a checkpoint, carries code, or has no such entry.
     """
+    content = read_content(path)
+    if isinstance(content, WeightFile):
+        if key is not None:
+            raise CheckpointError(f"{path} is a safetensors file and has no entries to choose from; leave out {key!r}")
+        return content
+    return WeightFile(pick_state_dict(content, key, source=str(path)), _metadata(content))
+
+
+def read_content(path: str | Path) -> object:
+    """Read a whole file: a `WeightFile` from safetensors, else whatever the PyTorch checkpoint holds.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, not a checkpoint, or carries code.
+    """
     path = Path(path)
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; give a weight file")
     if not path.exists():
         raise CheckpointError(f"weight file {path} does not exist")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    content = _read_pickled(path)
-    return WeightFile(pick_state_dict(content, key, source=str(path)))
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+
+
+def _metadata(content: object) -> dict[str, str]:
+    """A checkpoint's ``metadata`` entry, and its plain numbers such as the epoch."""
+    if not isinstance(content, Mapping):
+        return {}
+    numbers = {str(name): str(value) for name, value in content.items() if isinstance(value, (int, float))}
+    own = content.get("metadata")
+    if isinstance(own, Mapping):
+        numbers |= {str(name): str(value) for name, value in own.items()}
+    return numbers
 
 
 def pick_state_dict(content: object, key: str | None = None, source: str = "the checkpoint") -> dict[str, Tensor]:
@@ -87,8 +109,11 @@ def _read_safetensors(path: Path) -> WeightFile:
 
 
 def _read_pickled(path: Path) -> object:
+    # Upstream's training checkpoints carry their configuration in yacs' class, a dict of plain values. It is read as
+    # one: torch fills no other subclass of dict than this.
+    inert = (OrderedDict, "yacs.config.CfgNode")
     try:
-        with torch.serialization.safe_globals([(_InertNode, "yacs.config.CfgNode")]):
+        with torch.serialization.safe_globals([inert]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "GLOBAL" in str(error) or "class" in str(error):
@@ -113,22 +138,50 @@ def _refused_name(message: str) -> str:
     return "an object of a class of its own"
 
 
+def check_pickled_file(path: Path) -> None:
+    """Make sure, without unpickling anything, that a file is a PyTorch checkpoint and is there to its end.
+
+    Raises:
+        CheckpointError: it is something else, such as a web page, or is cut short.
+    """
+    with path.open("rb") as file:
+        head = file.read(len(_LEGACY_MAGIC))
+    if head == _LEGACY_MAGIC:
+        return
+    try:
+        zipfile.ZipFile(path).close()  # reads the directory, which is an archive's last part
+    except (zipfile.BadZipFile, OSError) as error:
+        what = "a PyTorch checkpoint that is cut short" if head.startswith(b"PK") else "not a PyTorch checkpoint"
+        raise CheckpointError(f"{path.name} is {what} (it begins with {head[:8]!r})") from error
+
+
 def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a ``.safetensors`` file atomically: either the whole new file is there afterwards, or the old one still.
+    """Write a weight file atomically: either the whole new file is there afterwards, or the old one still.
 
     Args:
-        path: the file.
-        state_dict: tensors on any device, in any layout.
-        metadata: text entries for the file's header.
+        path: the file. ``.pth``, ``.pt``, ``.bin`` and ``.ckpt`` are written with `torch.save`, the weights under
+            ``"model"`` as upstream's loader takes them; every other name is safetensors.
+        state_dict: dense tensors on any device, in any layout. Their bits are kept.
+        metadata: text entries for a safetensors file's header, or for a checkpoint's ``"metadata"``.
 
     Raises:
         OutputError: the place cannot be written.
+        CheckpointError: a tensor that safetensors cannot hold, such as a sparse one.
     """
+    path = Path(path)
+    tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in state_dict.items()}
+    described = dict(metadata or {})
+    if path.suffix in PICKLED_SUFFIXES:
+        content: dict[str, Any] = {"model": tensors, "metadata": described} if described else {"model": tensors}
+        write_atomically(path, lambda temporary: torch.save(content, temporary))
+        return
     from safetensors.torch import save
 
-    tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in state_dict.items()}
-    content = save(tensors, metadata=dict(metadata or {}))
-    write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
+    try:
+        data = save(tensors, metadata=described)
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: safetensors cannot hold these tensors ({error})") from error
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

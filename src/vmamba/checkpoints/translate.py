@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import Size, Tensor
 
+from vmamba.errors import CheckpointError
 from vmamba.models.trunk import resize_pos_embed
 
 #: Old name -> ours, tried in order on each key. Upstream's classification file names the first ones as we do.
@@ -28,30 +29,56 @@ def translate_keys(state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor
     """Return ``state_dict`` under this package's names and shapes, as far as it can be.
 
     Values are viewed in the target's shape where only the layout differs (``(out, in)`` against ``(out, in, 1, 1)``,
-    stacked
-    directions against separate ones) and ``pos_embed`` is resized to the target's grid. Keys that match nothing stay as
-    they are, so that a strict load can name them.
+    stacked directions against separate ones) and ``pos_embed`` is resized to the target's grid. Keys that match nothing
+    stay as they are, so that a strict load can name them.
 
     Args:
         state_dict: weights in any of upstream's namings.
         target: the model's own state dict; only names and shapes are read.
+
+    Raises:
+        CheckpointError: two keys mean the same weight.
     """
-    translated: dict[str, Tensor] = {}
-    for key, value in state_dict.items():
-        name = key if key in target else _rename(key, target)
-        translated[name] = _fit(name, value, target[name]) if name in target else value
-    return translated
+    names = {key: key if key in target else name for key, name in new_names(state_dict).items()}
+    _refuse_doubles(names)
+    return {
+        name: _fit(name, state_dict[key], target[name]) if name in target else state_dict[key]
+        for key, name in names.items()
+    }
 
 
-def _rename(key: str, target: Mapping[str, Tensor]) -> str:
+def new_names(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
+    """This package's name of each key, as far as names and shapes tell without the model."""
+    names = {key: _rename(key) for key in state_dict}
+    # One-file patch merging counts its parts: 1 is the norm, 2 the projection. The other downsamples have a
+    # convolution under 1.
+    merging = {
+        name.removesuffix(".1.weight")
+        for key, name in names.items()
+        if name.endswith(".downsample.1.weight") and state_dict[key].dim() == 1
+    }
+    return {key: _name_merging(name, merging) for key, name in names.items()}
+
+
+def _rename(key: str) -> str:
     for pattern, replacement in _RENAMES:
         key = pattern.sub(replacement, key, count=1)
-    merging = _MERGING.match(key)
-    # One-file patch merging counts its parts; the other downsamples use the same numbers for other parts.
-    if merging and f"{merging[1]}.reduction.weight" in target:
-        part = "norm" if merging[2] == "1" else "reduction"
-        key = f"{merging[1]}.{part}.{key[merging.end() :]}"
     return key
+
+
+def _name_merging(name: str, merging: set[str]) -> str:
+    match = _MERGING.match(name)
+    if not match or match[1] not in merging:
+        return name
+    return f"{match[1]}.{'norm' if match[2] == '1' else 'reduction'}.{name[match.end() :]}"
+
+
+def _refuse_doubles(names: Mapping[str, str]) -> None:
+    seen: dict[str, str] = {}
+    for key, name in names.items():
+        if name in seen:
+            raise CheckpointError(f"the weights hold {name} twice, as {seen[name]} and as {key}; remove one of them")
+        seen[name] = key
 
 
 def _fit(name: str, value: Tensor, like: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Data sets and their preprocessing. Nothing here is imported by ``import vmamba``; heavy libraries load when used."""
 
 from vmamba.data.config import DATASETS, DataConfig
+from vmamba.data.imagenet import imagenet_class_names
 from vmamba.data.images import IMAGE_SUFFIXES, read_image
 from vmamba.data.preprocessing import NO_AUGMENTATION, Augmentation, Preprocessing
 from vmamba.data.splits import ArrayImages, LabelledImages, Splits, TransformedImages, load_splits, stratified_split
@@ -16,6 +17,7 @@ __all__ = [
     "Preprocessing",
     "Splits",
     "TransformedImages",
+    "imagenet_class_names",
     "load_splits",
     "read_image",
     "stratified_split",

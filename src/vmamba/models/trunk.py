@@ -119,6 +119,8 @@ class Trunk(nn.Module):
 
     def _check_images(self, x: Tensor) -> None:
         config = self.config
+        if isinstance(x, torch.fx.Proxy):
+            return  # symbolic tracing has no values to look at
         if x.dim() != 4 or x.shape[1] != config.in_chans:
             raise InputError(f"the model takes images (b, {config.in_chans}, H, W), given {tuple(x.shape)}")
         if not x.is_floating_point():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from vmamba.errors import ConfigError
 from vmamba.layers.norm import make_norm
 from vmamba.models.config import VSSMConfig
+from vmamba.models.hub_methods import HubMethods
 from vmamba.models.trunk import Trunk, init_weights
 
 
@@ -21,7 +23,7 @@ class Classifier(nn.Module):
         self.head = head
 
 
-class VSSM(Trunk):
+class VSSM(HubMethods, Trunk):
     """A VMamba network that classifies images.
 
     Args:
@@ -74,9 +76,121 @@ class VSSM(Trunk):
             raise ConfigError(f"global_pool {global_pool!r} is not supported; VMamba pools by average ('avg')")
         self.config = self.config.replace(num_classes=num_classes)
         self.num_classes = num_classes
-        like = next(self.classifier.norm.parameters())
+        like = next(self.parameters())
         head: nn.Module = nn.Identity()
         if num_classes:
             head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
             init_weights(head)
         self.classifier.head = head
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Of each stage's map: ``num_chs`` channels, ``reduction`` (pixels of the image a side), and its ``module``."""
+        return [
+            {"num_chs": dim, "reduction": self.config.patch_size * 2**stage, "module": f"layers.{stage}.blocks"}
+            for stage, dim in enumerate(self.config.dims)
+        ]
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW", "NHWC"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Run the stages and keep their maps, each as its blocks leave it, before the step down to the next stage.
+
+        Args:
+            x: images ``(b, in_chans, H, W)``.
+            indices: the stages whose maps to keep, in the order given, negative ones from the end; a number ``n``
+                stands for the last ``n`` stages, None for all.
+            norm: put the last stage's map through the classifier's norm; the other stages have none.
+            stop_early: leave out the stages after the last one that is kept.
+            output_fmt: axes of the kept maps: ``(b, c, h, w)`` or ``(b, h, w, c)``.
+            intermediates_only: return the kept maps alone.
+
+        Returns:
+            The kept maps, or ``(features, maps)`` with what `forward_features` gives, ``(b, h, w, c)``; after an early
+            stop, with the last map that was computed.
+
+        Raises:
+            ConfigError: an index or format that there is not.
+            InputError: as `forward`.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ConfigError(f"output_fmt {output_fmt!r} is unknown; legal: NCHW, NHWC")
+        take = self._stage_indices(indices)
+        stages = list(self.stages())[: max(take) + 1 if stop_early else None]
+        maps: dict[int, Tensor] = {}
+        x = self.embed(x)
+        for i, stage in enumerate(stages):
+            x = stage.blocks(x)
+            if i in take:
+                maps[i] = x
+            if i < len(stages) - 1:
+                x = stage.downsample(x)
+        if len(stages) == len(self.layers):
+            x = self.classifier.norm(x)
+            if norm and len(stages) - 1 in maps:
+                maps[len(stages) - 1] = x
+        kept = [maps[i] for i in take]
+        if output_fmt == "NCHW":
+            kept = [feature.permute(0, 3, 1, 2).contiguous() for feature in kept]
+        return kept if intermediates_only else (x, kept)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Take out what `forward_intermediates` with these ``indices`` does not need, and return them counted from 0.
+
+        Norm and head belong to the last stage and always go with it.
+
+        Args:
+            indices: as in `forward_intermediates`.
+            prune_norm: take the classifier's norm out.
+            prune_head: take the head out.
+
+        Raises:
+            ConfigError: an index that there is not.
+        """
+        take = self._stage_indices(indices)
+        count = max(take) + 1
+        shorter = count < len(self.layers)
+        if shorter:
+            self.layers = self.layers[:count]
+            list(self.stages())[-1].downsample = nn.Identity()
+            self.config = self.config.replace(depths=self.config.depths[:count], dims=self.config.dims[:count])
+            self.dims = list(self.config.dims)
+            self.num_features = self.embed_dim = self.dims[-1]
+        if shorter or prune_norm:
+            self.classifier.norm = nn.Identity()
+        if shorter or prune_head:
+            self.reset_classifier(0)
+        return take
+
+    def _stage_indices(self, indices: int | Sequence[int] | None) -> list[int]:
+        """Stages counted from 0, in the order asked for."""
+        count = len(self.layers)
+        if indices is None:
+            indices = count
+        asked = range(count - indices, count) if isinstance(indices, int) else indices
+        take = [i + count if i < 0 and not isinstance(asked, range) else i for i in asked]
+        if not take or not all(0 <= i < count for i in take):
+            raise ConfigError(f"feature indices {indices} must name stages out of {-count}..{count - 1}, at least one")
+        return take
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that sort parameters by depth, in timm's notation: the stem, then stages (or blocks), then the head.
+
+        The step down to the next stage goes with the block before it, and so does the classifier's norm.
+
+        Args:
+            coarse: one group a stage instead of one a block.
+        """
+        previous = (99999,)  # timm's sign for "the group before"
+        stages = [(r"^layers\.(\d+)", None)]
+        blocks = [(r"^layers\.(\d+)\.blocks\.(\d+)", None), (r"^layers\.(\d+)\.downsample", previous)]
+        norm = (r"^classifier\.norm", previous)
+        return {"stem": r"^patch_embed|^pos_embed", "blocks": [*(stages if coarse else blocks), norm]}

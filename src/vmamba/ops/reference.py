@@ -38,9 +38,9 @@ def selective_scan_reference(
 
     h = u.new_zeros(u.shape[0], u.shape[1], A.shape[1])
     ys = []
-    for t in range(u.shape[2]):
-        step = delta[:, :, t, None]  # (b, k·d, 1)
-        h = torch.exp(step * A) * h + step * B[..., t] * u[:, :, t, None]
-        ys.append((h * C[..., t]).sum(-1))
+    # Unbound, not indexed step by step: each index would have a gradient as long as the sequence.
+    for u_t, step, B_t, C_t in zip(*(t.unbind(-1) for t in (u[:, :, None], delta[:, :, None], B, C)), strict=True):
+        h = torch.exp(step * A) * h + step * B_t * u_t  # u_t, step (b, k·d, 1); B_t, C_t (b, k·d, n)
+        ys.append((h * C_t).sum(-1))
     y = torch.stack(ys, dim=-1)
     return y if D is None else y + D.to(state_dtype)[:, None] * u

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import cast, get_args
 
 import torch
@@ -21,14 +23,15 @@ from vmamba.ops.cross_scan import SCAN_MODES, to_sequence
 OPERATORS: tuple[Operator, ...] = get_args(Operator)
 DTYPES = (torch.float32, torch.bfloat16)
 
-#: One block of VMamba-T's second stage at 224×224 pixels, halved in width: 28×28 tokens.
+#: 28×28 tokens, as in the second stage of a model for 224×224 pixels; channels few enough for the oracle.
 BATCH, DIRECTIONS, CHANNELS, STATES, SIDE, RANK = 1, 4, 96, 1, 28, 6
 
-#: Largest error, as a part of the largest value of the tensor. In float32 784 steps of a recurrence each add a rounding:
-#: 64 epsilons are twice their random walk. In bfloat16 results are rounded once, by half an epsilon.
+#: Largest error, as a part of the tensor's largest value. In float32 each of 784 steps adds a rounding: 64 epsilons are
+#: twice their random walk. In bfloat16 results are rounded once more, by at most half an epsilon.
 TOLERANCES = {torch.float32: 64 * torch.finfo(torch.float32).eps, torch.bfloat16: torch.finfo(torch.bfloat16).eps}
 
-_WARM_UPS, _ROUNDS = 2, 9
+#: Rounds of timing: as many as fit in the seconds, between the two numbers.
+_WARM_UPS, _MIN_ROUNDS, _MAX_ROUNDS, _SECONDS = 1, 3, 15, 2.0
 
 Inputs = dict[str, Tensor]
 
@@ -38,8 +41,8 @@ class Check:
     """One backend running one operator, forward and backward.
 
     Attributes:
-        errors: for the output ``y`` and for each gradient (``du``, …) the largest difference from the oracle in float64,
-            as a part of the oracle's largest value.
+        errors: for the output ``y`` and for each gradient (``du``, …) the largest difference from the oracle in
+            float64, as a part of the oracle's largest value.
         tolerance: what each error may be.
         forward_ms, backward_ms: median time of warm runs, the backends taking turns; milliseconds.
         forward_mib: the most that torch's allocator held at once during the forward pass beyond the inputs, MiB; what
@@ -68,10 +71,17 @@ class Check:
         return not self.problem and all(error <= self.tolerance for error in self.errors.values())
 
     @property
-    def worst_gradient(self) -> tuple[str, float]:
-        """The gradient with the largest error; NaN counts as the largest."""
-        gradients = [(name, error) for name, error in self.errors.items() if name != "y"]
-        return max(gradients, key=lambda pair: float("inf") if pair[1] != pair[1] else pair[1])
+    def failure(self) -> str:
+        """Why it did not pass, or an empty string."""
+        if self.problem or self.passed:
+            return self.problem
+        name, error = self.worst()
+        return f"the error of {name} is {error:.1e}, more than {self.tolerance:.1e}"
+
+    def worst(self, gradients_only: bool = False) -> tuple[str, float]:
+        """The tensor with the largest error, and that error; NaN counts as the largest."""
+        errors = [(name, error) for name, error in self.errors.items() if not (gradients_only and name == "y")]
+        return max(errors, key=lambda pair: math.inf if math.isnan(pair[1]) else pair[1])
 
 
 def run_checks(device: str) -> list[Check]:
@@ -87,57 +97,49 @@ def run_checks(device: str) -> list[Check]:
 
 def _compare(op: Operator, device: str, dtype: torch.dtype, backends: list[str]) -> list[Check]:
     inputs = _inputs(op, dtype)
-    y_gradient = torch.randn(_oracle(op, inputs).shape, generator=torch.Generator().manual_seed(1))
-    expected = _results(_oracle(op, doubled := _leaves(inputs, "cpu", torch.float64)), doubled, y_gradient.double())
+    exact = _leaves(inputs, "cpu", torch.float64)
+    y = _oracle(op, exact)
+    y_gradient = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    expected = _results(y, exact, y_gradient)
+
     leaves = _leaves(inputs, device)
     y_gradient = y_gradient.to(device)
+    word = str(dtype).removeprefix("torch.")
+    checks = {
+        name: _check_error(Check(name, op, device, word, TOLERANCES[dtype]), leaves, y_gradient, expected)
+        for name in backends
+    }
 
-    errors: dict[str, dict[str, float]] = {}
-    details: dict[str, str] = {}
-    problems: dict[str, str] = {}
-    for name in backends:
-        try:
-            with recorded_runs() as runs:
-                got = _results(_call(op, leaves, name), leaves, y_gradient)
-            if not runs or {run.backend for run in runs} != {name}:
-                problems[name] = f"another backend ran: {[run.backend for run in runs]}"
-                continue
-            details[name] = runs[0].detail
-            errors[name] = {key: _error(got[key], expected[key]) for key in expected}
-        except Exception as error:  # a broken backend is what a check is there to report
-            problems[name] = f"{type(error).__name__}: {error}"
+    able = [name for name in backends if not checks[name].problem]
+    for name, (forward_ms, backward_ms) in _interleaved_times(op, leaves, y_gradient, able).items():
+        checks[name] = replace(
+            checks[name],
+            forward_ms=forward_ms,
+            backward_ms=backward_ms,
+            forward_mib=_peak_mib(device, partial(_call, op, leaves, name)),
+            training_mib=_peak_mib(device, partial(_step, op, leaves, name, y_gradient)),
+        )
+    return list(checks.values())
 
-    able = [name for name in backends if name not in problems]
-    times = _interleaved_times(op, leaves, y_gradient, able)
-    checks = []
-    for name in backends:
-        base = Check(name, op, device, str(dtype).removeprefix("torch."), TOLERANCES[dtype], problem=problems.get(name, ""))
-        if name in able:
-            forward_mib = _peak_mib(device, lambda name=name: _call(op, leaves, name))  # type: ignore[misc]
-            training_mib = _peak_mib(
-                device,
-                lambda name=name: _results(_call(op, leaves, name), leaves, y_gradient),  # type: ignore[misc]
-            )
-            checks.append(
-                Check(
-                    *(base.backend, base.op, base.device, base.dtype, base.tolerance),
-                    errors[name],
-                    *times[name],
-                    forward_mib,
-                    training_mib,
-                    details[name],
-                )
-            )
-        else:
-            checks.append(base)
-    return checks
+
+def _check_error(check: Check, leaves: Inputs, y_gradient: Tensor, expected: Inputs) -> Check:
+    try:
+        with recorded_runs() as runs:
+            got = _step(check.op, leaves, check.backend, y_gradient)
+    except Exception as error:  # a broken backend is what a check is there to report
+        return replace(check, problem=f"{type(error).__name__}: {error}")
+    ran = {run.backend for run in runs}
+    if ran != {check.backend}:
+        return replace(check, problem=f"what ran was {sorted(ran) or 'not recorded'}")
+    errors = {name: _error(got[name], expected[name]) for name in expected}
+    return replace(check, errors=errors, detail=runs[0].detail)
 
 
 # The calls.
 
 
-def _inputs(op: Operator, dtype: torch.dtype) -> Inputs:
-    """Random inputs on the CPU in the ranges that a fresh model has; parameters in float32, as in a model under autocast."""
+def _inputs(op: str, dtype: torch.dtype) -> Inputs:
+    """Random inputs on the CPU in a fresh model's ranges; parameters in float32, as in a model under autocast."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -171,13 +173,16 @@ def _leaves(inputs: Inputs, device: str, dtype: torch.dtype | None = None) -> In
     return {name: t.to(device, dtype or t.dtype, copy=True).requires_grad_() for name, t in inputs.items()}
 
 
-def _call(op: Operator, inputs: Inputs, backend: str) -> Tensor:
-    if op == "selective_scan":
-        return selective_scan(**inputs, delta_softplus=True, backend=backend)
-    return ss2d_scan(**inputs, delta_softplus=True, backend=backend)
+def _call(op: str, inputs: Inputs, backend: str) -> Tensor:
+    run: Callable[..., Tensor] = selective_scan if op == "selective_scan" else ss2d_scan
+    return run(**inputs, delta_softplus=True, backend=backend)
 
 
-def _oracle(op: Operator, inputs: Inputs) -> Tensor:
+def _step(op: str, inputs: Inputs, backend: str, y_gradient: Tensor) -> Inputs:
+    return _results(_call(op, inputs, backend), inputs, y_gradient)
+
+
+def _oracle(op: str, inputs: Inputs) -> Tensor:
     """What the operator means, from the reference recurrence, in the inputs' dtype."""
     if op == "selective_scan":
         return selective_scan_reference(**inputs, delta_softplus=True)
@@ -192,7 +197,8 @@ def _oracle(op: Operator, inputs: Inputs) -> Tensor:
     return cross_merge(y.unflatten(1, (DIRECTIONS, CHANNELS)), h, w).permute(0, 2, 3, 1)
 
 
-def _results(y: Tensor, inputs: Inputs, y_gradient: Tensor) -> dict[str, Tensor]:
+def _results(y: Tensor, inputs: Inputs, y_gradient: Tensor) -> Inputs:
+    """The output and the gradient of each input, named `y` and `d…`."""
     gradients = torch.autograd.grad(y, list(inputs.values()), y_gradient.to(y.dtype))
     return {"y": y.detach(), **{f"d{name}": g for name, g in zip(inputs, gradients, strict=True)}}
 
@@ -207,12 +213,15 @@ def _error(got: Tensor, expected: Tensor) -> float:
 
 
 def _interleaved_times(
-    op: Operator, inputs: Inputs, y_gradient: Tensor, backends: list[str]
+    op: str, inputs: Inputs, y_gradient: Tensor, backends: list[str]
 ) -> dict[str, tuple[float, float]]:
-    """Median forward and backward milliseconds of each backend; they take turns, so that a busy moment hits them all."""
+    """Median forward and backward milliseconds; the backends take turns, so that a busy moment hits them all."""
     wait = _waiter(y_gradient.device)
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in backends}
-    for turn in range(_WARM_UPS + _ROUNDS):
+    begin = time.perf_counter()
+    for turn in range(_WARM_UPS + _MAX_ROUNDS):
+        if turn >= _WARM_UPS + _MIN_ROUNDS and time.perf_counter() - begin > _SECONDS:
+            break
         for name in backends:
             wait()
             start = time.perf_counter()
@@ -260,7 +269,7 @@ def _cpu_peak_bytes(run: Callable[[], object]) -> int:
     with _quiet_profiler(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = run()
     del result
-    raw = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    raw = profiler.profiler.kineto_results.events()
     live = peak = 0
     for event in sorted((event for event in raw if event.name() == "[memory]"), key=lambda event: event.start_ns()):
         live += event.nbytes()

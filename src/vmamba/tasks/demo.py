@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vmamba.data import DataConfig, Splits, load_splits
 from vmamba.errors import OutputError
+from vmamba.tasks.device import pick_device
 from vmamba.tasks.evaluate import EvaluateConfig, Evaluation, evaluate
 from vmamba.tasks.predict import SHEET_NAME, PredictConfig, predict
 from vmamba.tasks.prediction import Prediction
@@ -67,6 +68,7 @@ def demo(config: DemoConfig, console: Console | None = None) -> DemoResult:
     training = TrainConfig(
         model="vmamba_nano", epochs=config.epochs, seed=config.seed, device=config.device, output=output / _RUN
     )
+    pick_device(config.device)  # a mistake here must not cost what an earlier demonstration left
     _fresh_folder(output)
     say("1. Train vmamba_nano on scikit-learn's handwritten digits", "bold")
     train(training, console)

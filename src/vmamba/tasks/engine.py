@@ -26,16 +26,16 @@ StepReport = Callable[[int, float, float, float], None]
 
 
 class EpochSampler(Sampler[int]):
-    """A permutation that depends on the seed and the epoch only, so that a resumed run sees the same order."""
+    """A permutation that depends on the seed and the epoch only, so that a resumed run sees the same order.
+
+    ``epoch`` is set from outside. There is no ``set_epoch``: accelerate's loaders would call it with their own count,
+    which starts at 0 in every process.
+    """
 
     def __init__(self, length: int, seed: int) -> None:
         self.length = length
         self.seed = seed
         self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, counted from 0, whose order comes next."""
-        self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         word = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
@@ -136,7 +136,7 @@ class Engine:
         if config.mixup or config.cutmix:
             from timm.data.mixup import Mixup
 
-            self.mixup = Mixup(
+            self.mixup = Mixup(  # type: ignore[no-untyped-call]
                 mixup_alpha=config.mixup or 0.0,
                 cutmix_alpha=config.cutmix or 0.0,
                 label_smoothing=smoothing,
@@ -169,7 +169,7 @@ class Engine:
             TrainingError: a loss or gradient is not finite; names the step.
         """
         config, accelerator = self.config, self.accelerator
-        self._sampler.set_epoch(epoch)
+        self._sampler.epoch = epoch
         self.model.train()
         sums = torch.zeros(3, device=accelerator.device)  # loss, right, images
         guard = _FiniteGuard(epoch, every=1 if accelerator.device.type == "cpu" else 20)
@@ -286,14 +286,14 @@ def build_model(config: TrainConfig, splits: Splits) -> VSSM:
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW by timm's factory, which leaves vectors and the model's ``no_weight_decay`` parameters undecayed."""
-    from timm.optim import create_optimizer_v2
+    from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 
     return create_optimizer_v2(model, opt="adamw", lr=config.lr, weight_decay=config.weight_decay or 0.0)
 
 
 def make_scheduler(optimizer: Any, config: TrainConfig, updates_per_epoch: int) -> Any:
     """Linear warm-up, then a cosine down to ``min_lr``, stepped at every update."""
-    from timm.scheduler import create_scheduler_v2
+    from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
 
     epochs, warmup = config.epochs or 1, config.warmup_epochs or 0
     scheduler, _ = create_scheduler_v2(

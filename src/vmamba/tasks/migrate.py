@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmamba.errors import ConfigError, DataError, OutputError, nearest
-from vmamba.tasks.atomic_write import write_atomically
 from vmamba.tasks.migrate_data import find_json, find_json_lines, find_notebook, find_yaml
 from vmamba.tasks.migrate_python import find_python
 from vmamba.tasks.migrate_spot import OLD, Spot, UnparsableError
+from vmamba.tasks.rewrite import rewrite_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -146,7 +146,7 @@ def apply(change: FileChange) -> None:
         raise OutputError(f"cannot write {_shown(change.path)}: {error.strerror}; plan the migration again") from error
     if now != change.before:
         raise OutputError(f"{_shown(change.path)} changed while it was being migrated; it is as it was. Run it again")
-    write_atomically(change.path, change.after)
+    rewrite_atomically(change.path, change.after)
 
 
 def run_migrate(paths: list[Path], to: str, write: bool, console: Console) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from vmamba.tasks.migrate_python import find_python
-from vmamba.tasks.migrate_spot import OLD, Spot, UnparsableError, doubt, is_buried, is_key, is_option_word
+from vmamba.tasks.migrate_spot import OLD, Spot, UnparsableError, buried_spot, doubt, is_buried, is_key, is_option_word
 
 
 @dataclass(eq=False)
@@ -47,7 +47,7 @@ def find_yaml(text: str) -> list[Spot]:
     Raises:
         UnparsableError: not YAML.
     """
-    return _find_in_trees(_yaml_trees(text))
+    return _find_in_trees(text, _yaml_trees(text))
 
 
 def find_json(text: str) -> list[Spot]:
@@ -56,7 +56,7 @@ def find_json(text: str) -> list[Spot]:
     Raises:
         UnparsableError: not JSON.
     """
-    return _find_in_trees([_json_tree(text, 0)])
+    return _find_in_trees(text, [_json_tree(text, 0)])
 
 
 def find_json_lines(text: str) -> list[Spot]:
@@ -70,7 +70,7 @@ def find_json_lines(text: str) -> list[Spot]:
         if line.strip():
             trees.append(_json_tree(line, start, number))
         start += len(line) + 1
-    return _find_in_trees(trees)
+    return _find_in_trees(text, trees)
 
 
 def find_notebook(text: str) -> list[Spot]:
@@ -91,7 +91,7 @@ def find_notebook(text: str) -> list[Spot]:
     return spots
 
 
-def _find_in_trees(roots: list[Node]) -> list[Spot]:
+def _find_in_trees(text: str, roots: list[Node]) -> list[Spot]:
     values: dict[int, Scalar] = {}
     elsewhere: set[int] = set()  # also the value of something that is not the option, through an anchor
     spots: list[Spot] = []
@@ -119,7 +119,7 @@ def _find_in_trees(roots: list[Node]) -> list[Spot]:
                     elsewhere.add(id(item))
                 before = item
         elif node.value is not None and is_buried(node.value):
-            spots.append(Spot(node.start, node.end, "inside a longer string", by_hand=True))
+            spots.append(buried_spot(text, node.start, node.end))
 
     for value in values.values():
         if value.value != OLD:

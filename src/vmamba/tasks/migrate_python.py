@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
-from vmamba.tasks.migrate_spot import OLD, Spot, UnparsableError, doubt, is_buried, is_key, is_option_word
+from vmamba.tasks.migrate_spot import OLD, Spot, UnparsableError, buried_spot, doubt, is_buried, is_key, is_option_word
 
 #: Calls whose arguments are (…, name, value).
 _NAME_VALUE_CALLS = {
@@ -145,7 +145,8 @@ class _Finder:
                 if self._is_key_target(target) and _holds_old(values):
                     self._by_hand(values, "one of several values")
             case ast.Constant(value=str(value)) if node not in self.prose and is_buried(value):
-                self._by_hand(self.in_f_string.get(node, node), "inside a longer string")
+                spot = buried_spot(self.text, *self._span(self.in_f_string.get(node, node)))
+                self.found.setdefault((spot.start, spot.end), spot)
 
     def _assignment(self, targets: list[ast.expr], value: ast.expr) -> None:
         if (

@@ -48,9 +48,17 @@ def is_option_word(word: object) -> bool:
     return is_key(word) and isinstance(word, str) and ("-" in word or "." in word)
 
 
-def is_buried(text: str) -> bool:
-    """Whether the option and the old value stand side by side inside ``text``."""
-    return _BURIED.search(text) is not None
+def is_buried(value: str) -> bool:
+    """Whether the option and the old value stand side by side inside ``value``."""
+    return _BURIED.search(value) is not None
+
+
+def buried_spot(text: str, start: int, end: int) -> Spot:
+    """The spot of what `is_buried` found in the string that fills ``text`` from ``start`` to ``end``."""
+    match = _BURIED.search(text, start, end)  # not found where escapes stand between the words
+    if match is not None:
+        start, end = match.span()
+    return Spot(start, end, "inside a longer string", by_hand=True)
 
 
 def doubt(value: str) -> str:

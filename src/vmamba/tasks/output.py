@@ -20,6 +20,8 @@ def check_writable_file(path: Path) -> None:
     """
     if path.is_dir():
         raise OutputError(f"output {path} is a folder; give a file")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: {path.parent} is a file, not a folder")
     check_writable_folder(path.parent)
 
 

@@ -93,7 +93,7 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str],
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     bar.set_label("share of the true class")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
 
     if k <= MAX_NAMED:
         small = 9 if k <= MAX_COUNTED else 7.5

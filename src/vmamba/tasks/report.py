@@ -54,7 +54,7 @@ class Reporter:
         if self._bar is not None:
             if self._task is not None:
                 self._bar.remove_task(self._task)
-            zero = {"loss": 0.0, "accuracy": 0.0, "speed": 0.0, "eta": "…"}
+            zero: dict[str, Any] = {"loss": 0.0, "accuracy": 0.0, "speed": 0.0, "eta": "…"}
             self._task = self._bar.add_task(f"epoch {epoch + 1}/{self.epochs}", total=self.steps, **zero)
 
     @property
@@ -66,7 +66,7 @@ class Reporter:
         """``step`` steps of ``epoch`` are done, with running means of the epoch so far."""
         if self._bar is not None and self._task is not None:
             left = self.eta((self.epochs - epoch) * self.steps - step, self._done + step)
-            values = {"loss": loss, "accuracy": accuracy, "speed": speed, "eta": left}
+            values: dict[str, Any] = {"loss": loss, "accuracy": accuracy, "speed": speed, "eta": left}
             self._bar.update(self._task, completed=step, **values)
 
     def eta(self, steps_left: int, steps_done: int) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import vmamba
 from vmamba.checkpoints import load_weights, read_weights, save_weights, write_atomically
-from vmamba.data import Preprocessing
+from vmamba.data import Augmentation, DataConfig, Preprocessing
 from vmamba.errors import CheckpointError, ConfigError, OutputError
 from vmamba.models import VSSM, VSSMConfig
 from vmamba.tasks.train_config import TrainConfig
@@ -116,10 +116,11 @@ def config_from_dict(values: object, source: str = "the configuration") -> Train
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TrainConfig, "run")
     try:
-        built: TrainConfig = parser.instantiate_classes(parser.parse_object({"run": dict(values)})).run
+        checked = parser.parse_object({"run": dict(values)}).run.as_dict()
     except ArgumentError as error:
         raise ConfigError(f"{source}: {error}") from error
-    return built
+    data, augmentation = DataConfig(**checked.pop("data")), Augmentation(**checked.pop("augmentation"))
+    return TrainConfig(data=data, augmentation=augmentation, **checked)
 
 
 def new_run_folder(config: TrainConfig) -> Path:

@@ -31,7 +31,7 @@ class Recipe:
 
 #: For each data set. `folder` follows VMamba's ImageNet settings (arXiv 2401.10166, appendix) for one small machine.
 RECIPES: Mapping[str, Recipe] = {
-    "digits": Recipe(50, 64, 2e-3, 0.05, 3, 0.1, 5.0, 0.99, 0.0, 0.0, 0.05, 0),
+    "digits": Recipe(30, 64, 2e-3, 0.05, 3, 0.1, 5.0, 0.99, 0.0, 0.0, 0.05, 0),
     "fashion-mnist": Recipe(20, 128, 2e-3, 0.05, 1, 0.1, 5.0, 0.999, 0.0, 0.0, 0.05, 0),
     "folder": Recipe(100, 64, 5e-4, 0.05, 5, 0.1, 5.0, 0.9995, 0.0, 0.0, 0.1, 4),
     "marks": Recipe(10, 64, 2e-3, 0.05, 1, 0.0, 5.0, 0.99, 0.0, 0.0, 0.0, 0),
@@ -136,10 +136,12 @@ class TrainConfig:
             ConfigError: fields that contradict each other once filled in.
         """
         row = self.data.defaults
-        filled = {f.name: getattr(self.recipe, f.name) for f in fields(Recipe) if getattr(self, f.name) is None}
-        epochs = filled.get("epochs", self.epochs)
-        if "warmup_epochs" in filled:
-            filled["warmup_epochs"] = min(filled["warmup_epochs"], epochs // 4)
+        filled: dict[str, Any] = {
+            f.name: getattr(self.recipe, f.name) for f in fields(Recipe) if getattr(self, f.name) is None
+        }
+        if self.warmup_epochs is None:
+            # A short run keeps three quarters of its epochs for the cosine.
+            filled["warmup_epochs"] = min(self.recipe.warmup_epochs, (self.epochs or self.recipe.epochs) // 4)
         data = replace(
             self.data,
             image_size=row.image_size if self.data.image_size is None else self.data.image_size,

@@ -26,6 +26,8 @@ MEND = (
     "or from a clone `pip install --force-reinstall --no-cache-dir .`"
 )
 
+_TORCH_LIB = Path(torch.__file__).parent / "lib"
+
 #: How the kernels call an element type.
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -71,9 +73,32 @@ def _load() -> tuple[ctypes.CDLL | None, Obstacle | None]:
             "the compiled CPU kernels are missing (vmamba was installed where no C++ compiler was found)", MEND
         )
     try:
-        return ctypes.CDLL(str(path)), None
+        loaded = ctypes.CDLL(str(path))
     except OSError as error:  # built for another machine or C library
         return None, Obstacle(f"the compiled CPU kernels do not load ({error})", MEND)
+    if run_team := _run_team():
+        loaded.vmamba_use_threads(run_team)
+    return loaded, None
+
+
+def uses_torchs_threads() -> bool:
+    """Whether the kernels found the OpenMP runtime that torch has loaded; otherwise they run on one thread."""
+    return _run_team() is not None
+
+
+def _run_team() -> ctypes.c_void_p | None:
+    """``GOMP_parallel`` of the OpenMP runtime that torch has loaded, or None.
+
+    Wheels of torch carry the runtime under changing names, so it is looked for among what is already loaded.
+    """
+    shipped = sorted(path for pattern in ("libgomp*", "libiomp*", "libomp*") for path in _TORCH_LIB.glob(pattern))
+    for name in (None, *map(str, shipped), "libgomp.so.1", "libiomp5.so", "libomp.so"):
+        try:
+            runtime = ctypes.CDLL(name, mode=getattr(os, "RTLD_NOLOAD", 0) | getattr(os, "RTLD_LAZY", 0))
+            return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p)
+        except (OSError, AttributeError):
+            continue
+    return None
 
 
 def obstacle() -> Obstacle | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from vmamba.errors import BackendError
 from vmamba.ops.backends import native
@@ -75,20 +77,14 @@ class _BackwardArgs(ctypes.Structure):
     )
 
 
-def _pointer(t: Tensor | None) -> int | None:
-    return None if t is None else t.data_ptr()
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if t is None else t.contiguous() for t in tensors]
 
 
 def _inputs(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
+    u: Tensor, delta: Tensor, B: Tensor, C: Tensor, parameters: list[Tensor | None], delta_softplus: bool
 ) -> _Inputs:
+    """The inputs as the kernels see them; ``parameters``, contiguous A, D and delta_bias, must outlive the call."""
     batch, groups, states, length = B.shape
     return _Inputs(
         batch,
@@ -98,13 +94,8 @@ def _inputs(
         length,
         delta_softplus,
         torch.get_num_threads(),
-        native.tensor_arg(u),
-        native.tensor_arg(delta),
-        native.tensor_arg(B),
-        native.tensor_arg(C),
-        A.data_ptr(),
-        _pointer(D),
-        _pointer(delta_bias),
+        *map(native.tensor_arg, (u, delta, B, C)),
+        *(None if t is None else t.data_ptr() for t in parameters),
     )
 
 
@@ -134,8 +125,8 @@ def _selective_scan(
     y = torch.empty(u.shape, dtype=torch.float32)
     saved = torch.empty(_saved_shape(u, A, save), dtype=torch.float32)
     workspace = torch.empty(2 * _padded_states(u, A, B), dtype=torch.float32)
-    A, D, delta_bias = (None if t is None else t.contiguous() for t in (A, D, delta_bias))
-    inputs = _inputs(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    parameters = _contiguous(A, D, delta_bias)
+    inputs = _inputs(u, delta, B, C, parameters, delta_softplus)
     args = _ForwardArgs(inputs, y.data_ptr(), saved.data_ptr() if save else None, workspace.data_ptr())
     record(Run("oflex", "selective_scan", detail=native.call("selective_scan_forward", args)))
     return y, saved
@@ -170,7 +161,7 @@ def _selective_scan_backward(
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of u, delta, A, B, C, D and delta_bias, empty where the input is None."""
-    batch, groups, states, length = B.shape
+    batch, groups, states = B.shape[:3]
     channels = u.shape[1] // groups
     units = -(-channels // _LANES)
     slices = min(units, -(-_TASKS // (batch * groups)))
@@ -182,9 +173,9 @@ def _selective_scan_backward(
     workspace = torch.empty(3 * _padded_states(u, A, B), dtype=torch.float32)
     slice_sums = torch.empty(2 * slices * B.numel(), dtype=torch.float32)
     image_sums = torch.empty((states + 2) * batch * u.shape[1], dtype=torch.float32)
-    A, D, delta_bias = (None if t is None else t.contiguous() for t in (A, D, delta_bias))
+    parameters = _contiguous(A, D, delta_bias)
     args = _BackwardArgs(
-        _inputs(u, delta, A, B, C, D, delta_bias, delta_softplus),
+        _inputs(u, delta, B, C, parameters, delta_softplus),
         native.tensor_arg(dy),
         saved.data_ptr(),
         du.data_ptr(),
@@ -238,12 +229,51 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return _gradients(ctx, dy, torch.ops.vmamba.selective_scan_backward)
+
+
+def _gradients(ctx: Any, dy: Tensor, backward: Callable[..., tuple[Tensor, ...]]) -> tuple[Tensor | None, ...]:
     saved, *tensors = ctx.saved_tensors
-    gradients = torch.ops.vmamba.selective_scan_backward(dy, saved, *tensors, ctx.delta_softplus)
+    gradients = backward(dy, saved, *tensors, ctx.delta_softplus)
     return *(g if t is not None else None for g, t in zip(gradients, tensors, strict=True)), None, None
 
 
+def _no_second_derivative(ctx: Any, *_: Tensor) -> None:
+    raise BackendError('the compiled kernels have no second derivatives; use backend="torch"')
+
+
 _selective_scan.register_autograd(_backward, setup_context=_setup_context)
+_selective_scan_backward.register_autograd(_no_second_derivative)
+
+
+class _Transformed(torch.autograd.Function):
+    """The same under ``torch.func``, which registered operators do not support; refuses forward mode as torch does."""
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(_setup_context)
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        y, saved = torch.ops.vmamba.selective_scan(*inputs)
+        return y, saved
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, dy, _TransformedBackward.apply)
+
+
+class _TransformedBackward(torch.autograd.Function):
+    generate_vmap_rule = True
+    backward = staticmethod(_no_second_derivative)
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        gradients: tuple[Tensor, ...] = torch.ops.vmamba.selective_scan_backward(*inputs)
+        return gradients
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
 
 
 def selective_scan(
@@ -256,13 +286,17 @@ def selective_scan(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> Tensor:
-    """See `vmamba.ops.selective_scan`. float64 tensors beside a 16- or 32-bit ``u`` are rounded to float32."""
+    """See `vmamba.ops.selective_scan`. float64 tensors beside a 16- or 32-bit ``u`` are rounded to float32.
+
+    `torch.func.vmap` and `torch.func.grad` are right; second derivatives and forward mode raise an error.
+    """
     delta, B, C = (t.float() if t.dtype == torch.float64 else t for t in (delta, B, C))
     A = A.float()
     D = None if D is None else D.float()
     delta_bias = None if delta_bias is None else delta_bias.float()
-    save = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (u, delta, A, B, C, D, delta_bias)
-    )
-    y: Tensor = torch.ops.vmamba.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus, save)[0]
+    tensors = (u, delta, A, B, C, D, delta_bias)
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return _Transformed.apply(*tensors, delta_softplus, True)[0]  # type: ignore[no-any-return]
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    y: Tensor = torch.ops.vmamba.selective_scan(*tensors, delta_softplus, save)[0]
     return y

@@ -11,11 +11,12 @@ only ``None`` falls through the table.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 
@@ -68,6 +69,8 @@ BACKENDS: Mapping[str, Backend] = {
     )
 }
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
 _ambient: ContextVar[str | None] = ContextVar("vmamba_backend", default=None)
 
 
@@ -106,17 +109,23 @@ def backend(name: str | None) -> Iterator[None]:
         _ambient.reset(token)
 
 
+def _constant_in_graphs(function: _Function) -> _Function:
+    """What `torch.compiler.assume_constant_result` does, without its import of the compiler, which takes a second."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def ambient(default: str | None = None) -> str | None:
     """The backend asked for by the ``with`` block or else the environment, or else ``default`` (a model's own)."""
     return _ambient.get() or _from_environment() or default
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant_in_graphs
 def _from_environment() -> str | None:
     return check_name(os.environ.get(ENVIRONMENT_VARIABLE) or None, ENVIRONMENT_VARIABLE)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant_in_graphs
 def choose(name: str | None, op: str, device: str, dtype: torch.dtype) -> str:
     """Return the name of the backend that runs this call: ``name`` itself, or for None the best that can.
 

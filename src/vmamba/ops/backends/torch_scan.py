@@ -1,11 +1,10 @@
 """``"torch"``: the selective scan in plain PyTorch, parallel over the sequence, on any device.
 
 The sequence is cut into blocks. Inside each block a prefix by doubling (shifts of 1, 2, 4, ... positions) gives every
-state as if the block began from zero, and the product of the decays up to it; the states at the blocks' ends then
-follow the same recurrence, on a sequence 16 times shorter, and are solved the same way; one more pass carries them
-into the blocks. Only products of decays are formed, never quotients, so where the recurrence decays nothing overflows.
+state as if the block began from zero, and the product of the decays up to it; the same doubling over the blocks gives
+the states at their ends, and one more pass carries those into the blocks. Only products of decays are formed, never quotients, so where the recurrence decays nothing overflows.
 
-While a graph is traced (`torch.compile`, `torch.export`) block sizes and the number of levels are constants, so one
+While a graph is traced (`torch.compile`, `torch.export`) the block size and the number of shifts are constants, so one
 graph of ordinary operations serves every length up to `MAX_TRACED_LENGTH`.
 """
 
@@ -21,11 +20,11 @@ from torch import Tensor
 from vmamba.errors import InputError
 from vmamba.ops.backends.interface import Obstacle, Run, ScanCall, record
 
-#: Positions in a block, level by level, while tracing.
-_TRACED_BLOCKS = (16, 64, 64, 64, 64)
-#: The longest sequence that a traced graph can scan: 268 million positions.
-MAX_TRACED_LENGTH = math.prod(_TRACED_BLOCKS)
-#: Eager calls: a level's block, and the length that one block takes whole.
+#: Positions in a block, and the most blocks, while tracing.
+_TRACED_BLOCK, _TRACED_BLOCKS = 32, 1 << 17
+#: The longest sequence that a traced graph can scan: 4 million positions.
+MAX_TRACED_LENGTH = _TRACED_BLOCK * _TRACED_BLOCKS
+#: Eager calls: positions in a block, and the length that one block takes whole.
 _BLOCK, _ONE_BLOCK = 16, 64
 #: Eager calls: state elements (b·k·d·n·l) worked on at a time; bounds the memory and stays near the cache.
 _CHUNK = 1 << 20
@@ -154,47 +153,47 @@ def _backward_chunk(dy: Tensor, u: Tensor, step: Tensor, A: Tensor, B: Tensor, C
 def _decays(step: Tensor, A: Tensor) -> Tensor:
     """``exp(δ A) (b, k, d, n, l)``, and 0 for the first position.
 
-    Nothing comes before it; an explicit 0 also keeps it out of the products, where it might overflow for nothing.
+    Nothing comes before it; the 0 keeps its decay out of all products, where it might overflow for nothing.
     """
-    decays = torch.exp(step[..., None, :] * A[..., None])
-    return F.pad(F.pad(decays, (0, 1))[..., 2:], (1, 0)) if False else F.pad(decays[..., 1:], (1, 0))
+    position = torch.arange(step.shape[-1], device=step.device)
+    start = torch.zeros_like(position, dtype=step.dtype).masked_fill(position == 0, -math.inf)
+    return torch.exp(torch.addcmul(start, step[..., None, :], A[..., None]))
 
 
-def _scan(decay: Tensor, drive: Tensor, *, reverse: bool = False, level: int = 0, span: int = 1, total: int | None = None) -> Tensor:
+def _scan(decay: Tensor, drive: Tensor, *, reverse: bool = False) -> Tensor:
     """Solve ``h_t = decay_t h_{t-1} + drive_t`` along the last axis, or ``h_t = decay_t h_{t+1} + drive_t``."""
     length = drive.shape[-1]
-    if total is None:
-        total = length
     if _tracing():
-        block = _TRACED_BLOCKS[level]
-        last = level + 1 == len(_TRACED_BLOCKS)
-        span *= block
+        block = _TRACED_BLOCK
         # An even number: then the tracer can prove that it is never 1, a size that it would treat apart.
-        blocks = 1 if last else 2 * ((total + 2 * span - 1) // (2 * span))
+        blocks = 2 * ((length + 2 * block - 1) // (2 * block))
     else:
-        last = length <= _ONE_BLOCK
-        block = length if last else _BLOCK
+        block = length if length <= _ONE_BLOCK else _BLOCK
         blocks = (length + block - 1) // block
-    padding = (0, blocks * block - length)
-    if _tracing() or padding[1]:
-        decay, drive = F.pad(decay, padding), F.pad(drive, padding)
-    product, state = _prefix(decay.unflatten(-1, (blocks, block)), drive.unflatten(-1, (blocks, block)), reverse)
-    if not last:
+    padding = blocks * block - length
+    if _tracing() or padding:
+        decay, drive = F.pad(decay, (0, padding)), F.pad(drive, (0, padding))
+    product, state = _prefix(decay.unflatten(-1, (blocks, block)), drive.unflatten(-1, (blocks, block)), block, reverse)
+    if _tracing() or blocks > 1:
         end = 0 if reverse else -1
-        ends = _scan(product[..., end], state[..., end], reverse=reverse, level=level + 1, span=span, total=total)
+        _, ends = _prefix(product[..., end], state[..., end], _TRACED_BLOCKS if _tracing() else blocks, reverse)
         entering = F.pad(ends, (0, 1))[..., 1:] if reverse else F.pad(ends, (1, 0))[..., :-1]
         state = torch.addcmul(state, product, entering[..., None])
     state = state.flatten(-2)
-    return F.pad(state, (0, -padding[1])) if _tracing() else state[..., :length]
+    return F.pad(state, (0, -padding)) if _tracing() else state[..., :length]
 
 
-def _prefix(product: Tensor, state: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
-    """Turn decays and drives into products of decays and states, each counted from its block's start (its last axis)."""
+def _prefix(product: Tensor, state: Tensor, reach: int, reverse: bool) -> tuple[Tensor, Tensor]:
+    """Turn decays and drives into products of decays and states counted from the start of the last axis.
+
+    ``reach`` is that axis' size or more: shifts of 1, 2, 4, … below it are made.
+    """
+    size = state.shape[-1]
     shift = 1
-    while shift < state.shape[-1]:
-        kept, padding = (slice(shift, None), (0, shift)) if reverse else (slice(None, -shift), (shift, 0))
-        state = torch.addcmul(state, product, F.pad(state[..., kept], padding))
-        product = product * F.pad(product[..., kept], padding, value=1.0)
+    while shift < reach:
+        padding, kept = ((0, shift), slice(shift, None)) if reverse else ((shift, 0), slice(0, size))
+        state = torch.addcmul(state, product, F.pad(state, padding)[..., kept])
+        product = product * F.pad(product, padding, value=1.0)[..., kept]
         shift *= 2
     return product, state
 

@@ -1,0 +1,129 @@
+// Softplus and decay of the fused scan, in powers of two: the projected step P and the step size are kept times log2(e),
+// which the weights, the bias and B carry, so that
+//
+//     step size  max(P, 0) + log2(1 + 2^-|P|)      decay  2^(step size · A)
+//
+// need no multiplication by log2(e), and their arguments split into integer and fraction without error.
+//
+// With AVX-512 a permutation looks up one of 32 floats in each lane. That moves work from the multipliers, which the
+// projection and the recurrence need too, to units that would idle. Errors stay within 2 units in the last place; step
+// sizes under 2^-126 become 0 or subnormal.
+#pragma once
+
+#include "vecmath.h"
+
+#if defined(__AVX512F__)
+#include "ss2d_tables.h"
+#endif
+
+namespace vmamba {
+namespace VMAMBA_ISA {
+namespace {
+
+// Several vectors go through each operation side by side, so that none waits for the one before it.
+#define VMAMBA_EACH(N) _Pragma("GCC unroll 8") for (int i = 0; i < N; ++i)
+
+constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
+
+// A product that is not to be fused with the addition that follows: the other one there is.
+VMAMBA_INLINE Lanes unfused(Lanes product) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(product));
+#elif defined(__AVX2__)
+  asm("" : "+x"(product));
+#endif
+  return product;
+}
+
+#if defined(__AVX512F__)
+
+VMAMBA_INLINE Lanes look_up(const float* table, Lanes index) {
+  return (Lanes)_mm512_permutexvar_ps((__m512i)index, (__m512)load(table));
+}
+
+// Adding this rounds to integers and leaves r + 15 in the low four bits, the tables' index; what is below r = -15 is
+// held there.
+constexpr float ROUND_TO_ENTRY = 0x1.8p23f + 15.0f;
+
+VMAMBA_INLINE Lanes softplus_entry(Lanes rounded) {
+  const Ints first = (Ints)splat(0x1.8p23f), entry = (Ints)rounded;
+  return (Lanes)(entry > first ? entry : first);
+}
+
+template <int N>
+VMAMBA_INLINE void step_sizes(Lanes (&p)[N]) {
+  Lanes r[N], f[N], entry[N], w[N];
+  VMAMBA_EACH(N) {
+    const Lanes x = as_lanes(as_bits(p[i]) | 0x80000000u);  // -|p|
+    entry[i] = x + ROUND_TO_ENTRY;
+    f[i] = x;
+  }
+  VMAMBA_EACH(N) r[i] = entry[i] - ROUND_TO_ENTRY;
+  VMAMBA_EACH(N) entry[i] = softplus_entry(entry[i]);
+  VMAMBA_EACH(N) f[i] = f[i] - r[i];
+  VMAMBA_EACH(N) w[i] = look_up(softplus_terms[5], entry[i]);
+#pragma GCC unroll 8
+  for (int term = 4; term >= 0; --term) {
+    VMAMBA_EACH(N) w[i] = fma(w[i], f[i], look_up(softplus_terms[term], entry[i]));
+  }
+  VMAMBA_EACH(N) w[i] = scale(w[i], r[i]);
+  VMAMBA_EACH(N) p[i] = w[i] + at_least(p[i], Lanes{});
+}
+
+// The step size and, as `slope`, its derivative.
+VMAMBA_INLINE Lanes step_size(Lanes p, Lanes& slope) {
+  const Lanes x = as_lanes(as_bits(p) | 0x80000000u);
+  const Lanes rounded = x + ROUND_TO_ENTRY, r = rounded - ROUND_TO_ENTRY, f = x - r;
+  const Lanes entry = softplus_entry(rounded);
+  Lanes w = look_up(softplus_fine_terms[6], entry), derivative = Lanes{};
+  for (int i = 5; i >= 0; --i) {
+    derivative = i == 5 ? w : fma(derivative, f, w);
+    w = fma(w, f, look_up(softplus_fine_terms[i], entry));
+  }
+  derivative = scale(derivative, r);  // by x
+  slope = p > 0.0f ? 1.0f - derivative : derivative;
+  return scale(w, r) + at_least(p, Lanes{});
+}
+
+// 2^x
+template <int N>
+VMAMBA_INLINE void powers_of_two(Lanes (&x)[N]) {
+  constexpr float round_to_entry = 0x1.8p18f;  // adding it rounds to multiples of 1/32
+  Lanes r[N], fraction[N], less_one[N];
+  // Folding the product that x is into both uses of it would give the multipliers more work.
+  VMAMBA_EACH(N) x[i] = unfused(x[i]);
+  VMAMBA_EACH(N) fraction[i] = x[i] + round_to_entry;
+  VMAMBA_EACH(N) r[i] = fraction[i] - round_to_entry;
+  VMAMBA_EACH(N) {
+    fraction[i] = (Lanes)_mm512_permutex2var_ps((__m512)load(exp2_fraction), (__m512i)fraction[i], (__m512)load(exp2_fraction + 16));
+  }
+  VMAMBA_EACH(N) x[i] = x[i] - r[i];
+  VMAMBA_EACH(N) less_one[i] = fma(splat(exp2_terms[1]), x[i], splat(exp2_terms[0]));
+  VMAMBA_EACH(N) less_one[i] = less_one[i] * x[i];
+  VMAMBA_EACH(N) less_one[i] = fma(fraction[i], less_one[i], fraction[i]);
+  VMAMBA_EACH(N) x[i] = scale(less_one[i], r[i]);  // takes the integer below r
+}
+
+#else
+
+template <int N>
+VMAMBA_INLINE void step_sizes(Lanes (&p)[N]) {
+  VMAMBA_EACH(N) p[i] = fma(log1p_unit(exp2(-absolute(p[i]))), splat(LOG2_E), at_least(p[i], Lanes{}));
+}
+
+VMAMBA_INLINE Lanes step_size(Lanes p, Lanes& slope) {
+  const Lanes z = exp2(-absolute(p));
+  slope = sigmoid_given(p, z);
+  return fma(log1p_unit(z), splat(LOG2_E), at_least(p, Lanes{}));
+}
+
+template <int N>
+VMAMBA_INLINE void powers_of_two(Lanes (&x)[N]) {
+  VMAMBA_EACH(N) x[i] = exp2(x[i]);
+}
+
+#endif
+
+}  // namespace
+}  // namespace VMAMBA_ISA
+}  // namespace vmamba
