@@ -50,7 +50,7 @@ $(VENV)/venv.stamp: pyproject.toml
 	  echo "vmamba needs Python 3.10 or newer, and '$(PYTHON)' is not: name another, as in 'make PYTHON=python3.12'" >&2; \
 	  exit 1; }
 	@if cmp -s pyproject.toml $(VENV)/pyproject.toml; then touch $@; else set -e; \
-	  echo "Making $(VENV) with $$($(PYTHON) --version) ..."; \
+	  echo "Making $(VENV) with $$($(PYTHON) --version); this takes a few minutes ..."; \
 	  rm -rf $(VENV); \
 	  $(PYTHON) -m venv $(VENV); \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"; \

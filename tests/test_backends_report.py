@@ -272,6 +272,14 @@ def test_a_wrong_backend_fails_and_the_others_go_on(
     assert values["passed"] is False
 
 
+def test_an_error_that_is_not_a_number_fails_and_is_the_worst() -> None:
+    nan = float("nan")
+    check = Check("fake", "ss2d_scan", "cpu", "float32", 1e-5, {"y": 0.0, "dx": 1e-6, "dA": nan, "dD": 9e-6})
+    assert not check.passed
+    assert check.worst()[0] == check.worst(gradients_only=True)[0] == "dA"
+    assert "dA is nan" in check.failure
+
+
 @pytest.mark.usefixtures("small")
 def test_a_right_backend_passes_with_its_detail(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, selective_scan_reference)

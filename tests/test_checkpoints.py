@@ -3,10 +3,13 @@
 import os
 import pickle
 import re
+import sys
+import types
 
 import pytest
 import torch
 
+import vmamba
 from vmamba import VSSM, Backbone_VSSM, CheckpointError, OutputError, load_weights, read_weights, save_weights
 from vmamba.checkpoints import translate_keys
 
@@ -115,6 +118,90 @@ def test_misfits_are_listed_and_the_model_is_left_alone(change, words):
         assert word in str(caught.value)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+class CfgNode(dict):
+    """Pickles as yacs' configuration class does: a dict's items, and attributes that hold plain values."""
+
+    def __init__(self, values):
+        super().__init__({name: CfgNode(v) if isinstance(v, dict) else v for name, v in values.items()})
+        self.__dict__.update(__immutable__=True, __deprecated_keys__=set(), __renamed_keys__={}, __new_allowed__=False)
+
+
+@pytest.fixture
+def yacs(monkeypatch):
+    """The class under its own address, at which pickle looks it up; called, it takes the module away."""
+    package, module = types.ModuleType("yacs"), types.ModuleType("yacs.config")
+    package.config, module.CfgNode = module, CfgNode
+    for name, value in (("yacs", package), ("yacs.config", module)):
+        monkeypatch.setitem(sys.modules, name, value)
+    monkeypatch.setattr(CfgNode, "__module__", "yacs.config")
+
+    def take_away():
+        for name in ("yacs", "yacs.config"):
+            monkeypatch.setitem(sys.modules, name, None)
+
+    return take_away
+
+
+def training_checkpoint(naming, **more):
+    """What upstream's training program saves, after one step."""
+    model = make(patchembed_version="v1")
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    model(torch.ones(2, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    average = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer.step()
+    scheduler.step()
+    return {
+        "model": naming(model.state_dict()),
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": scheduler.state_dict(),
+        "max_accuracy": 82.6,
+        "scaler": {"scale": 65536.0, "growth_factor": 2.0, "_growth_tracker": 0},
+        "epoch": 264,
+        "model_ema": naming(average),
+        "max_accuracy_ema": 82.5,
+        "config": CfgNode({"MODEL": {"VSSM": {"DEPTHS": [2, 2, 8, 2], "SSM_RATIO": 1.0}}, "AMP": True, "TAG": "x"}),
+        **more,
+    }
+
+
+@pytest.mark.parametrize("naming", [dict, one_file_naming, old_prefixes, conv_shapes])
+def test_upstreams_training_checkpoints_load(naming, tmp_path, yacs):
+    content = training_checkpoint(naming)
+    torch.save(content, tmp_path / "ckpt.pth")
+    yacs()
+    for key in (None, "model", "model_ema"):
+        model = vmamba.load(tmp_path / "ckpt.pth", key=key)
+        assert model.config.patchembed_version == "v1"
+        entry = content[key or "model"]
+        for value, given in zip(model.state_dict().values(), entry.values(), strict=True):
+            assert torch.equal(value.flatten(), given.flatten())
+    assert read_weights(tmp_path / "ckpt.pth").metadata == {
+        "max_accuracy": "82.6",
+        "epoch": "264",
+        "max_accuracy_ema": "82.5",
+    }
+
+
+def test_a_training_checkpoint_with_another_class_is_refused(tmp_path, yacs):
+    torch.save(training_checkpoint(dict, extra=Hostile()), tmp_path / "ckpt.pth")
+    torch.save(training_checkpoint(dict, extra=types.SimpleNamespace(lr=1)), tmp_path / "plain.pth")
+    yacs()
+    with pytest.raises(CheckpointError, match=r"ckpt.pth carries code \(.*mkdir\) and is refused"):
+        vmamba.load(tmp_path / "ckpt.pth")
+    with pytest.raises(CheckpointError, match=r"plain.pth carries code \(types.SimpleNamespace\) and is refused"):
+        vmamba.load(tmp_path / "plain.pth")
+
+
+def test_a_weight_that_is_there_twice_is_refused():
+    model = make()
+    state_dict = model.state_dict()
+    state_dict["head.bias"] = torch.ones(4)
+    with pytest.raises(CheckpointError, match=r"classifier.head.bias twice, as classifier.head.bias and as head.bias"):
+        load_weights(model, state_dict)
 
 
 class Hostile:

@@ -7,7 +7,7 @@ import pytest
 from vmamba import SS2D, ConfigError
 from vmamba.layers import ForwardType
 
-BASES = "v0 v0seq v01 v02 v03 v04 v05 v2 v3 v051d v052d v052dc v052d3".split()
+BASES = ["v0", "v0seq", "v01", "v02", "v03", "v04", "v05", "v2", "v3", "v051d", "v052d", "v052dc", "v052d3"]
 SCAN_MODES = {"v051d": "unidi", "v052d": "bidi", "v052d3": "rot2d", "v052dc": "cascade2d"}
 
 

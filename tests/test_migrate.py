@@ -376,6 +376,12 @@ def test_notebook_cells_that_cannot_be_read_are_reported(tmp_path: Path) -> None
     assert "code cell 2" in str(change.by_hand[1])
 
 
+def test_a_value_torn_between_two_strings_of_a_cell_is_left_alone(tmp_path: Path) -> None:
+    change = planned(tmp_path, "f.ipynb", notebook(['selective_scan_backend = "co\\\n', 're"']))
+    assert not change.changes
+    assert [finding.note for finding in change.by_hand] == ["spread over several lines"]
+
+
 def test_notebooks_of_other_languages_are_left_alone(tmp_path: Path) -> None:
     change = planned(tmp_path, "f.ipynb", notebook('VSSM(selective_scan_backend="core")', language="julia"))
     assert not change.changes

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from vmamba.checkpoints.load import resolve
@@ -38,8 +39,8 @@ def adapt_to(state_dict: Mapping[str, Tensor], model: nn.Module, source: str = "
 
     - The head: where the model has another number of classes, its own fresh head stays; where it has none, the
       weights' head is left out.
-    - Input channels: one is the sum of the given ones; more repeat them in turn, scaled so that an image whose channels
-      are all alike gives what it gave before (as timm adapts its models).
+    - Input channels, as timm adapts its models: one is the sum of the given ones, another number repeats them in turn,
+      times given over wanted, so that the sum over channels keeps its size.
     - ``pos_embed`` is resized to the model's grid.
     - Everything else must be there and fit.
 
@@ -81,7 +82,7 @@ def _adapt_input(adapted: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
 def adapt_input_channels(weight: Tensor, channels: int) -> Tensor:
     """Turn a convolution's weight ``(out, c, side, side)`` into one over ``channels``, see `adapt_to`."""
     given = weight.shape[1]
-    full = weight.float()
+    full = weight if weight.dtype == torch.float64 else weight.float()
     if channels == 1:
         adapted = full.sum(1, keepdim=True)
     else:

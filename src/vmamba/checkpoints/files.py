@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import tempfile
@@ -166,22 +167,47 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: M
 
     Raises:
         OutputError: the place cannot be written.
-        CheckpointError: a tensor that safetensors cannot hold, such as a sparse one.
+        CheckpointError: a tensor that such a file cannot hold, such as a sparse one.
     """
     path = Path(path)
+    for name, tensor in state_dict.items():
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            raise CheckpointError(f"{name} is sparse or quantised and cannot be written to {path}; make it dense first")
     tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in state_dict.items()}
     described = dict(metadata or {})
     if path.suffix in PICKLED_SUFFIXES:
         content: dict[str, Any] = {"model": tensors, "metadata": described} if described else {"model": tensors}
         write_atomically(path, lambda temporary: torch.save(content, temporary))
         return
+    from safetensors import SafetensorError
     from safetensors.torch import save
 
     try:
         data = save(tensors, metadata=described)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, SafetensorError) as error:  # a dtype it does not know
         raise CheckpointError(f"{path}: safetensors cannot hold these tensors ({error})") from error
-    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+    header, body = _ordered(data)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.write(header)
+            file.write(body)
+
+    write_atomically(path, write)
+
+
+def _ordered(data: bytes) -> tuple[bytes, memoryview]:
+    """A safetensors file as its header, metadata sorted, and the rest.
+
+    safetensors writes metadata in random order; the same weights should be the same file, with the same SHA-256.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text, memoryview(data)[end:]
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

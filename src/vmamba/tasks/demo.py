@@ -33,13 +33,13 @@ class DemoConfig:
     Attributes:
         output: Folder for everything; one that an earlier demonstration made is made anew.
         seed: Of weights, order and augmentation.
-        epochs: Passes over the training images; by default as many as suit the digits.
+        epochs: Passes over the training images.
         device: auto, cpu, cuda, mps or xpu.
     """
 
     output: Path = Path("demo")
     seed: int = 0
-    epochs: int | None = None
+    epochs: int = 20
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
 
 

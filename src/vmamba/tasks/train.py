@@ -68,8 +68,8 @@ class TrainResult:
 def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
     """Train as ``config`` says. Nothing is written before configuration, data and model have been checked.
 
-    The epoch with the best validation accuracy (of equals, the one with the lower validation loss) is kept as
-    ``best.safetensors``; only its weights are measured on the test images, once, at the end. After every
+    The epoch with the best validation accuracy or loss (``select_by``; the other one decides between equals) is kept
+    as ``best.safetensors``; only its weights are measured on the test images, once, at the end. After every
     ``save_every`` epochs the folder holds all that ``resume`` needs to go on to the same result, bit for bit on the
     same machine with the same number of workers and threads; an interrupt in between costs the epochs since.
 
@@ -228,10 +228,7 @@ class _Run:
                 seconds=time.monotonic() - started,
                 images_per_second=trained.images_per_second,
             )
-            better = self.best is None or (row.val_accuracy, -row.val_loss) > (
-                self.best.val_accuracy,
-                -self.best.val_loss,
-            )
+            better = self.best is None or self._rank(row) > self._rank(self.best)
             self.rows.append(row)
             if better:
                 self.best = row
@@ -243,6 +240,12 @@ class _Run:
             if time.monotonic() - drawn > DRAW_EVERY:
                 self._draw_curves()
                 drawn = time.monotonic()
+
+    def _rank(self, row: EpochRow) -> tuple[float, float]:
+        """The better epoch has the higher rank; of equals the earlier one stays."""
+        if self.config.select_by == "loss":
+            return -row.val_loss, row.val_accuracy
+        return row.val_accuracy, -row.val_loss
 
     def save(self) -> None:
         """Write everything that `restore` and `load_trained` need; the state last, since it speaks for the others."""

@@ -2,7 +2,8 @@
 
 The sequence is cut into blocks. Inside each block a prefix by doubling (shifts of 1, 2, 4, ... positions) gives every
 state as if the block began from zero, and the product of the decays up to it; the same doubling over the blocks gives
-the states at their ends, and one more pass carries those into the blocks. Only products of decays are formed, never quotients, so where the recurrence decays nothing overflows.
+the states at their ends, and one more pass carries those into the blocks. Only products of decays are formed, never
+quotients, so where the recurrence decays nothing overflows.
 
 While a graph is traced (`torch.compile`, `torch.export`) the block size and the number of shifts are constants, so one
 graph of ordinary operations serves every length up to `MAX_TRACED_LENGTH`.
@@ -17,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vmamba.errors import InputError
 from vmamba.ops.backends.interface import Obstacle, Run, ScanCall, record
 
 #: Positions in a block, and the most blocks, while tracing.
@@ -69,7 +69,7 @@ def selective_scan(
     inputs = (u.unflatten(1, (k, d)), delta.unflatten(1, (k, d)), A.unflatten(0, (k, d)), B, C)
     # An exported graph holds plain operations only, so that any runtime can have it.
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs) and not _exporting():
-        y: Tensor = _Scan.apply(*inputs)  # type: ignore[no-untyped-call]
+        y: Tensor = _Scan.apply(*inputs)
     else:
         y = _forward(*inputs)
     y = y.flatten(1, 2)
@@ -117,7 +117,9 @@ def _backward(dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Ten
     rows = []
     for items, channel_chunks in _chunks(u, A):
         parts = [
-            _backward_chunk(dy[items, :, part], u[items, :, part], delta[items, :, part], A[:, part], B[items], C[items])
+            _backward_chunk(
+                dy[items, :, part], u[items, :, part], delta[items, :, part], A[:, part], B[items], C[items]
+            )
             for part in channel_chunks
         ]
         du, ddelta, dA, dB, dC = zip(*parts, strict=True)
@@ -199,11 +201,11 @@ def _prefix(product: Tensor, state: Tensor, reach: int, reverse: bool) -> tuple[
 
 
 def _tracing() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def _exporting() -> bool:
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
 
 
 def _chunks(u: Tensor, A: Tensor) -> Iterator[tuple[slice, list[slice]]]:
