@@ -31,28 +31,18 @@ VMAMBA_INLINE int64_t chunk_count(const Ss2dShape& shape) { return ceil_div(pixe
 // The t-th pixel of a direction is start + (t / line) * line_step + (t % line) * step.
 struct Walk {
   int64_t start, line, line_step, step;
-  int64_t span;  // pixels of a chunk
+  // Whether neighbouring pixels are a multiple of 4 KiB apart. Then they share one set of the first-level cache: what a load
+  // fetches is driven out by the loads after it before the store to the same place comes, and each store waits.
+  bool colliding;
 };
-
-// A chunk's and the next one's pixels are used once for every lane block. Where the distance between pixels is a multiple of
-// a large power of two they fall into few sets of the cache and drive each other out: then chunks are shorter. 128 KiB is
-// what one way of a second-level cache holds on most CPUs; two maps are walked, and two of its eight ways are left to the rest.
-VMAMBA_INLINE int64_t span_of(int64_t step_bytes) {
-  constexpr int64_t way = 128 << 10;
-  const int64_t power = step_bytes & -step_bytes;
-  const int64_t places = power < way ? way / power : 1;
-  int64_t span = PIXELS;
-  while (span > GROUP && 2 * 2 * span > 6 * places) span /= 2;
-  return span;
-}
 
 VMAMBA_INLINE Walk walk_of(const Ss2dShape& shape, int direction) {
   const int64_t reading = shape.reading[direction];
   const int64_t down = reading & flip_h ? -shape.width : shape.width, right = reading & flip_w ? -1 : 1;
   const int64_t start = (reading & flip_h ? pixel_count(shape) - shape.width : 0) + (reading & flip_w ? shape.width - 1 : 0);
-  const int64_t pixel_bytes = shape.channels * 4;
-  if (reading & by_column) return {start, shape.height, right, down, span_of(shape.width * pixel_bytes)};
-  return {start, shape.width, down, right, span_of(pixel_bytes)};
+  const int64_t pixel_bytes = shape.channels * 4, line_bytes = shape.width * pixel_bytes;
+  if (reading & by_column) return {start, shape.height, right, down, line_bytes % 4096 == 0};
+  return {start, shape.width, down, right, pixel_bytes % 4096 == 0};
 }
 
 // The directions in the order in which they run: there and back, so that what one used last the next finds in the cache.
@@ -60,28 +50,25 @@ constexpr int TURNS[SS2D_DIRECTIONS] = {0, 2, 1, 3};
 
 struct Chunk {
   int64_t length;
-  // Up to a whole group, beyond `length` the last pixel again.
+  // Up to whole groups; beyond `length` the last pixel again, or whatever a copy has there.
   int64_t pixel[PIXELS];
-  int64_t x[PIXELS], y[PIXELS];  // where x, and maps of all channels, have the pixel
+  int64_t x[PIXELS], y[PIXELS];  // the pixels' places in the maps that are read and written
 };
 
+VMAMBA_INLINE int64_t whole_groups(int64_t length) { return ceil_div(length, GROUP) * GROUP; }
+
 // The chunk that begins at the first-th pixel of the walk.
-VMAMBA_INLINE void place_chunk(const Ss2dShape& shape, const Walk& walk, int64_t x_stride, int64_t first, int64_t span, Chunk& chunk) {
-  chunk.length = smaller(pixel_count(shape) - first, span);
+VMAMBA_INLINE void place_chunk(const Walk& walk, int64_t first, int64_t length, Chunk& chunk) {
+  chunk.length = length;
   int64_t inside = first % walk.line, line = walk.start + first / walk.line * walk.line_step;
-  for (int64_t t = 0; t < chunk.length; ++t) {
+  for (int64_t t = 0; t < length; ++t) {
     chunk.pixel[t] = line + inside * walk.step;
     if (++inside == walk.line) {
       inside = 0;
       line += walk.line_step;
     }
   }
-  const int64_t end = ceil_div(chunk.length, GROUP) * GROUP;
-  for (int64_t t = chunk.length; t < end; ++t) chunk.pixel[t] = chunk.pixel[chunk.length - 1];
-  for (int64_t t = 0; t < end; ++t) {
-    chunk.x[t] = chunk.pixel[t] * x_stride;
-    chunk.y[t] = chunk.pixel[t] * shape.channels;
-  }
+  for (int64_t t = length; t < whole_groups(length); ++t) chunk.pixel[t] = chunk.pixel[length - 1];
 }
 
 // ---- memory --------------------------------------------------------------------------------------------------
@@ -161,6 +148,62 @@ VMAMBA_INLINE void prefetch_columns(const Ss2dShape& shape, const Tensor& x_dbl,
     __builtin_prefetch(row, 0, 2);
     for (int64_t at = 64; at < bytes + 60; at += 64) __builtin_prefetch(row + at, 0, 2);
   }
+}
+
+// Channels of a map from some channel on: where, and how far pixels are apart.
+struct Map {
+  void* data;
+  int64_t dtype, pixel_stride;
+};
+
+// How many lines a copy has: as many as half of a small second-level cache holds twice, for what is read and written.
+VMAMBA_INLINE int64_t lines_of_copy(const Walk& walk, int64_t width) {
+  constexpr int64_t floats = 32 << 10;
+  const int64_t lines = floats / (walk.line * width);
+  return lines > 1 ? lines : 1;
+}
+
+// f(pixel, place in the copy) for the pixels of some lines, neighbours in memory one after the other.
+template <class F>
+VMAMBA_INLINE void across_lines(const Walk& walk, int64_t begin, int64_t end, F&& f) {
+  const int64_t lines = (end - begin) / walk.line, first = walk.start + begin / walk.line * walk.line_step;
+  for (int64_t t = 0; t < walk.line; ++t)
+    for (int64_t line = 0; line < lines; ++line) f(first + line * walk.line_step + t * walk.step, line * walk.line + t);
+}
+
+// Copy some lines of a map, as floats, in scan order. Lanes beyond `channels` are 0.
+void copy_in(const Walk& walk, int64_t begin, int64_t end, const Map& map, int64_t channels, const Map& copy) {
+  with_dtype(map.dtype, [&](auto type) {
+    constexpr Dtype T = decltype(type)::value;
+    across_lines(walk, begin, end, [&](int64_t pixel, int64_t place) {
+      float* to = static_cast<float*>(copy.data) + place * copy.pixel_stride;
+      for (int64_t c = 0; c < channels; c += LANES) {
+        const int64_t from = pixel * map.pixel_stride + c;
+        store(to + c, channels - c >= LANES ? load_as<T>(map.data, from) : load_first<T>(map.data, from, static_cast<int>(channels - c)));
+      }
+    });
+  });
+}
+
+// The map becomes, or grows by, the copy.
+void copy_out(const Walk& walk, int64_t begin, int64_t end, const Map& copy, int64_t channels, bool first, const Map& map) {
+  across_lines(walk, begin, end, [&](int64_t pixel, int64_t place) {
+    float* to = static_cast<float*>(map.data) + pixel * map.pixel_stride;
+    const float* from = static_cast<const float*>(copy.data) + place * copy.pixel_stride;
+    for (int64_t c = 0; c < channels; c += LANES) {
+      const int count = static_cast<int>(smaller(channels - c, LANES));
+      const Lanes value = load(from + c);
+      if (count == LANES)
+        store(to + c, first ? value : load(to + c) + value);
+      else
+        store_first(to, c, count, first ? value : load_first<Dtype::float32>(to, c, count) + value);
+    }
+  });
+}
+
+VMAMBA_INLINE void clear(const Map& copy, int64_t pixels) {
+  float* to = static_cast<float*>(copy.data);
+  for (int64_t i = 0; i < pixels * copy.pixel_stride; i += LANES) store(to + i, Lanes{});
 }
 
 // A lane block: its first channel and how many of its lanes are channels.

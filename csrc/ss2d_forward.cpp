@@ -15,7 +15,7 @@ struct Tiles {
 // to skip · x, to which all directions add.
 template <Dtype type, bool whole>
 __attribute__((noinline)) void prepare(const void* x, float* y, const float* rows, const Chunk& chunk, const Chunk& next,
-                                       Block block, const Lane& lane, int64_t rank, bool softplus, const Lanes* skip, Tiles& tiles) {
+                                       int count, const Lane& lane, int64_t rank, bool softplus, const Lanes* skip, Tiles& tiles) {
   const Lanes bias = load(lane.bias);
   const float* weights = lane.weights;
   for (int64_t t = 0; t < chunk.length; t += GROUP) {
@@ -27,15 +27,15 @@ __attribute__((noinline)) void prepare(const void* x, float* y, const float* row
     }
     VMAMBA_EACH(GROUP) {
       store(tiles.step + (t + i) * LANES, step[i]);
-      const Lanes u = whole ? load_as<type>(x, chunk.x[t + i]) : load_first<type>(x, chunk.x[t + i], block.count);
+      const Lanes u = whole ? load_as<type>(x, chunk.x[t + i]) : load_first<type>(x, chunk.x[t + i], count);
       store(tiles.input + (t + i) * LANES, step[i] * u);
       __builtin_prefetch(static_cast<const char*>(x) + next.x[t + i] * (type == Dtype::float32 ? 4 : 2), 0, 2);
       __builtin_prefetch(y + next.y[t + i], 1, 2);
     }
     if (skip) {
       VMAMBA_EACH(GROUP) {
-        const Lanes u = whole ? load_as<type>(x, chunk.x[t + i]) : load_first<type>(x, chunk.x[t + i], block.count);
-        whole ? store(y + chunk.y[t + i], *skip * u) : store_first(y, chunk.y[t + i], block.count, *skip * u);
+        const Lanes u = whole ? load_as<type>(x, chunk.x[t + i]) : load_first<type>(x, chunk.x[t + i], count);
+        whole ? store(y + chunk.y[t + i], *skip * u) : store_first(y, chunk.y[t + i], count, *skip * u);
       }
     }
   }
@@ -44,13 +44,13 @@ __attribute__((noinline)) void prepare(const void* x, float* y, const float* row
 // The recurrence of N states over SPAN pixels; adds C · h to y.
 template <int N, int SPAN, bool whole>
 VMAMBA_INLINE void advance(const Tiles& tiles, const float* B, const float* C, const Lanes (&rate)[N], Lanes (&h)[N],
-                           const Chunk& chunk, int64_t t, int count, float* y) {
+                           const int64_t* place, int64_t t, int count, float* y) {
   Lanes decay[SPAN * N];
   VMAMBA_EACH(SPAN * N) decay[i] = load(tiles.step + (t + i / N) * LANES) * rate[i % N];
   powers_of_two(decay);
   // All loads of y before all stores: where pixels are a multiple of 4 KiB apart a load waits for the store before it.
   Lanes sum[SPAN];
-  VMAMBA_EACH(SPAN) sum[i] = whole ? load(y + chunk.y[t + i]) : load_first<Dtype::float32>(y, chunk.y[t + i], count);
+  VMAMBA_EACH(SPAN) sum[i] = whole ? load(y + place[t + i]) : load_first<Dtype::float32>(y, place[t + i], count);
 #pragma GCC unroll 4
   for (int s = 0; s < SPAN; ++s) {
     const Lanes input = load(tiles.input + (t + s) * LANES);
@@ -59,61 +59,80 @@ VMAMBA_INLINE void advance(const Tiles& tiles, const float* B, const float* C, c
       sum[s] = fma(h[i], splat(C[i * PIXELS + t + s]), sum[s]);
     }
   }
-  VMAMBA_EACH(SPAN) whole ? store(y + chunk.y[t + i], sum[i]) : store_first(y, chunk.y[t + i], count, sum[i]);
+  VMAMBA_EACH(SPAN) whole ? store(y + place[t + i], sum[i]) : store_first(y, place[t + i], count, sum[i]);
 }
 
 template <int N, bool whole>
 VMAMBA_INLINE void scan_states(const Tiles& tiles, const float* B, const float* C, const float* A, float* state,
-                               const Chunk& chunk, int count, float* y) {
+                               int64_t length, const int64_t* place, int count, float* y) {
   constexpr int SPAN = N >= 4 ? 1 : 4 / N;  // pixels whose powers are computed side by side
   Lanes h[N], rate[N];
   for (int j = 0; j < N; ++j) {
     h[j] = load(state + j * LANES);
     rate[j] = load(A + j * LANES);
   }
-  const int64_t length = chunk.length;
   int64_t t = 0;
-  for (; t + SPAN <= length; t += SPAN) advance<N, SPAN, whole>(tiles, B, C, rate, h, chunk, t, count, y);
-  for (; t < length; ++t) advance<N, 1, whole>(tiles, B, C, rate, h, chunk, t, count, y);
+  for (; t + SPAN <= length; t += SPAN) advance<N, SPAN, whole>(tiles, B, C, rate, h, place, t, count, y);
+  for (; t < length; ++t) advance<N, 1, whole>(tiles, B, C, rate, h, place, t, count, y);
   for (int j = 0; j < N; ++j) store(state + j * LANES, h[j]);
 }
 
 template <bool whole>
-__attribute__((noinline)) void scan(const Ss2dShape& shape, const Tiles& tiles, const float* rows, const Chunk& chunk, Block block, const Lane& lane, float* y) {
+__attribute__((noinline)) void scan(const Ss2dShape& shape, const Tiles& tiles, const float* rows, int64_t length, const Lane& lane,
+                                    const int64_t* place, int count, float* y) {
   const float* B = rows + shape.rank * PIXELS;
   const float* C = B + shape.states * PIXELS;
   in_blocks<4>(shape.states, [&](int64_t j, auto n) {
     scan_states<decltype(n)::value, whole>(tiles, B + j * PIXELS, C + j * PIXELS, lane.A + j * LANES, lane.state + j * LANES,
-                                           chunk, block.count, y);
+                                           length, place, count, y);
   });
 }
 
-void run_task(const Ss2dForwardArgs& args, int64_t image, int64_t channel, float* memory) {
+void run_direction(const Ss2dForwardArgs& args, int64_t image, int turn, int64_t channel, float* memory, Tiles& tiles) {
   const Ss2dShape& shape = args.shape;
-  const int64_t end = smaller(shape.channels, channel + args.task_channels);
-  const int64_t pixels = pixel_count(shape);
-  float* rows = memory;
-  float* y = args.y + image * pixels * shape.channels;
-  alignas(64) Tiles tiles;
   const Tensor& x = args.in.x;
-  Chunk chunks[2];
+  const int k = TURNS[turn];
+  const Walk walk = walk_of(shape, k);
+  const int64_t channels = smaller(shape.channels - channel, args.task_channels), blocks = ceil_div(channels, LANES);
+  const int64_t pixels = pixel_count(shape), width = blocks * LANES;
+  float* rows = memory;
+  float* lanes = rows + column_count(shape) * PIXELS;
+  float* copy = lanes + blocks * lane_floats(shape);
+  const Map x_map{static_cast<char*>(x.data) + (image * x.stride[0] + channel) * size_of(x.dtype), x.dtype, x.stride[1]};
+  const Map y_map{args.y + image * pixels * shape.channels + channel, 0, shape.channels};
+  const int64_t lines = walk.colliding ? lines_of_copy(walk, width) : pixels / walk.line;
+  const int64_t part = lines * walk.line;
+  Map from = x_map, to = y_map;
+  if (walk.colliding) {
+    from = {copy, 0, width};
+    to = {copy + part * width, 0, width};
+  }
 
-  for (int turn = 0; turn < SS2D_DIRECTIONS; ++turn) {
-    const int k = TURNS[turn];
-    const Walk walk = walk_of(shape, k);
-    place_chunk(shape, walk, x.stride[1], 0, walk.span, chunks[0]);
-    for (int64_t first = 0, turned = 0; first < pixels; first += walk.span, turned ^= 1) {
+  Chunk chunks[2];
+  for (int64_t begin = 0; begin < pixels; begin += part) {
+    const int64_t end = smaller(begin + part, pixels);
+    if (walk.colliding) {
+      copy_in(walk, begin, end, x_map, channels, from);
+      clear(to, end - begin);
+    }
+    auto place = [&](int64_t first, Chunk& chunk) {
+      place_chunk(walk, first, smaller(PIXELS - first % PIXELS, end - first), chunk);
+      for (int64_t t = 0; t < whole_groups(chunk.length); ++t) {
+        const int64_t at = walk.colliding ? first - begin + t : chunk.pixel[t];
+        chunk.x[t] = at * from.pixel_stride;
+        chunk.y[t] = at * to.pixel_stride;
+      }
+      prefetch_columns(shape, args.in.x_dbl, image, k, chunk);
+    };
+    place(begin, chunks[0]);
+    for (int64_t first = begin, turned = 0; first < end; turned ^= 1) {
       const Chunk& chunk = chunks[turned];
       Chunk& next = chunks[turned ^ 1];
-      if (first + walk.span < pixels) {
-        place_chunk(shape, walk, x.stride[1], first + walk.span, walk.span, next);
-        prefetch_columns(shape, args.in.x_dbl, image, k, next);
-      }
+      if (first + chunk.length < end) place(first + chunk.length, next);
       load_columns(shape, args.in.x_dbl, image, k, chunk, rows);
-      float* memory_of_lane = rows + column_count(shape) * PIXELS;
-      for (int64_t c = channel; c < end; c += LANES, memory_of_lane += lane_floats(shape)) {
-        const Block block = block_at(shape, c);
-        const Lane lane = lane_at(shape, memory_of_lane);
+      for (int64_t i = 0; i < blocks; ++i) {
+        const Block block = block_at(shape, channel + i * LANES);
+        const Lane lane = lane_at(shape, lanes + i * lane_floats(shape));
         if (first == 0)
           start_lane(shape, args.in, k, block, lane);
         else if (args.saved && first % PIXELS == 0)
@@ -121,18 +140,21 @@ void run_task(const Ss2dForwardArgs& args, int64_t image, int64_t channel, float
             store_first(args.saved, saved_at(shape, image, k, first, block) + j * shape.channels, block.count,
                         load(lane.state + j * LANES));
 
-        const bool whole = block.count == LANES;
+        const bool whole = walk.colliding || block.count == LANES;
         const Lanes skip = total_skip(shape, args.in.D, block);
-        with_dtype(x.dtype, [&](auto type) {
+        float* y = static_cast<float*>(to.data) + i * LANES;
+        with_dtype(from.dtype, [&](auto type) {
           constexpr Dtype T = decltype(type)::value;
-          const void* from = static_cast<const char*>(x.data) + (image * x.stride[0] + c) * (T == Dtype::float32 ? 4 : 2);
+          const void* u = static_cast<const char*>(from.data) + i * LANES * size_of(from.dtype);
           auto run = whole ? prepare<T, true> : prepare<T, false>;
-          run(from, y + c, rows, chunk, next, block, lane, shape.rank, shape.softplus, turn == 0 ? &skip : nullptr, tiles);
+          run(u, y, rows, chunk, next, block.count, lane, shape.rank, shape.softplus, turn == 0 ? &skip : nullptr, tiles);
         });
         auto run = whole ? scan<true> : scan<false>;
-        run(shape, tiles, rows, chunk, block, lane, y + c);
+        run(shape, tiles, rows, chunk.length, lane, chunk.y, block.count, y);
       }
+      first += chunk.length;
     }
+    if (walk.colliding) copy_out(walk, begin, end, to, channels, turn == 0, y_map);
   }
 }
 
@@ -142,7 +164,9 @@ void ss2d_forward(const Ss2dForwardArgs& args) {
   const int64_t slices = ceil_div(args.shape.channels, args.task_channels);
   share_tasks(args.shape.batch * slices, args.shape.threads, args.workspace, args.workspace_floats,
               [&](int64_t task, float* memory) {
-                run_task(args, task / slices, task % slices * args.task_channels, memory);
+                alignas(64) Tiles tiles;
+                for (int turn = 0; turn < SS2D_DIRECTIONS; ++turn)
+                  run_direction(args, task / slices, turn, task % slices * args.task_channels, memory, tiles);
               });
 }
 

@@ -363,6 +363,19 @@ def test_checkpoint_path(tmp_path):
     assert torch.equal(model(image()), donor(image()))
 
 
+def test_saved_and_loaded_again(tmp_path):
+    model = tiny(num_classes=5).eval()
+    model.save_pretrained(tmp_path)
+    for kind in (vmamba.VSSM, vmamba.timm.TimmVSSM):
+        twin = kind.from_pretrained(tmp_path)
+        assert type(twin) is kind
+        assert torch.equal(twin(image()), model(image()))
+    body = tiny(features_only=True).eval()
+    other = tiny(features_only=True).eval()
+    other.load_state_dict(body.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(other(image()), body(image()), strict=True))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_released_weights(name):
     cfg = timm.get_pretrained_cfg(name)

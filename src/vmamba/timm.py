@@ -37,19 +37,26 @@ class TimmVSSM(VSSM):
     """A `VSSM` with what timm expects of a model besides; its keys and values are the same.
 
     Args:
-        config: the network.
+        config, **options: as in `VSSM`.
         drop_rate: dropout of the pooled features in front of the head.
         global_pool: ``"avg"``, or ``""`` to leave the places apart: logits are then ``(b, h, w, num_classes)``.
 
     Raises:
-        ConfigError: another ``global_pool``.
+        ConfigError, BackendError: as `VSSM`; another ``global_pool``.
     """
 
     output_fmt = "NHWC"  # the layout of forward_features
 
-    def __init__(self, config: VSSMConfig, drop_rate: float = 0.0, global_pool: str = "avg") -> None:
-        super().__init__(config)
-        self.in_chans = config.in_chans
+    def __init__(
+        self,
+        config: VSSMConfig | None = None,
+        *,
+        drop_rate: float = 0.0,
+        global_pool: str = "avg",
+        **options: Any,
+    ) -> None:
+        super().__init__(config, **options)
+        self.in_chans = self.config.in_chans
         self.drop_rate = drop_rate
         self.head_drop = nn.Dropout(drop_rate)
         self.global_pool = _checked_pool(global_pool)
@@ -98,7 +105,7 @@ def _build(
         raise ConfigError(f"output_stride {output_stride} is not supported; the stages' strides are 4, 8, 16 and 32")
     config = model_config(variant, **overrides)
     with torch.device(device or torch.get_default_device()):
-        return TimmVSSM(config, drop_rate, global_pool).to(dtype=dtype)
+        return TimmVSSM(config, drop_rate=drop_rate, global_pool=global_pool).to(dtype=dtype)
 
 
 def _entrypoint(variant: str) -> Callable[..., nn.Module]:

@@ -17,7 +17,7 @@ class DatasetDefaults:
     """One row of the table of data sets: what holds where the configuration says nothing else."""
 
     summary: str
-    image_size: int
+    image_size: int | None  # None: fixed by the data set, not a square
     in_chans: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -63,11 +63,11 @@ DATASETS: Mapping[str, DatasetDefaults] = {
         in_memory=False,
     ),
     "marks": DatasetDefaults(
-        summary="generated: do two small marks at opposite ends of a noisy image share a colour?",
-        image_size=96,
+        summary="generated: do the marks at both ends of a wide, noisy image share a colour?",
+        image_size=None,
         in_chans=3,
         mean=(0.5, 0.5, 0.5),
-        std=(0.15, 0.15, 0.15),
+        std=(0.25, 0.25, 0.25),
         interpolation="nearest",
         crop_pct=1.0,
         augmentation=Augmentation((1.0, 1.0), (1.0, 1.0), 0.0, 0.0, "none", 0.0),
@@ -113,6 +113,8 @@ class DataConfig:
                 f'dataset="{self.dataset}" comes with the package and has no data_dir (given {self.data_dir}); '
                 'for your own images give dataset="folder"'
             )
+        if self.image_size is not None and self.defaults.image_size is None:
+            raise ConfigError(f'dataset="{self.dataset}" has images of one size only; leave image_size out')
         if self.image_size is not None and self.image_size < 1:
             raise ConfigError(f"image_size={self.image_size}: want a number of pixels, 1 or more")
         if self.in_chans is not None:

@@ -63,10 +63,10 @@ NO_AUGMENTATION = Augmentation((1.0, 1.0), (1.0, 1.0), 0.0, 0.0, "none", 0.0)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Everything needed to turn a PIL image into the ``(in_chans, image_size, image_size)`` tensor a model expects.
+    """Everything needed to turn a PIL image into the ``(in_chans, height, width)`` tensor a model expects.
 
     Attributes:
-        image_size: Side of the square that the model sees, pixels.
+        image_size: Side of the square that the model sees, pixels; or its height and width.
         in_chans: 1 (grey) or 3 (RGB).
         mean: Subtracted per channel from values in [0, 1].
         std: Divided by, per channel.
@@ -74,7 +74,7 @@ class Preprocessing:
         crop_pct: For evaluation the shorter side is resized to image_size / crop_pct and the centre cropped.
     """
 
-    image_size: int
+    image_size: int | tuple[int, int]
     in_chans: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -83,7 +83,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         mode_of(self.in_chans)
-        if self.image_size < 1:
+        if min(self.height, self.width) < 1:
             raise ConfigError(f"image_size={self.image_size}: want a number of pixels, 1 or more")
         if len(self.mean) != self.in_chans or len(self.std) != self.in_chans:
             raise ConfigError(f"mean {self.mean} and std {self.std} must have in_chans={self.in_chans} values each")
@@ -95,12 +95,22 @@ class Preprocessing:
             hint = nearest(self.interpolation, INTERPOLATIONS)
             raise ConfigError(f"interpolation={self.interpolation!r}: want one of {INTERPOLATIONS}{hint}")
 
+    @property
+    def height(self) -> int:
+        """Of the model's input, pixels."""
+        return self.image_size if isinstance(self.image_size, int) else self.image_size[0]
+
+    @property
+    def width(self) -> int:
+        """Of the model's input, pixels."""
+        return self.image_size if isinstance(self.image_size, int) else self.image_size[1]
+
     def eval_transform(self) -> ImageTransform:
         """The deterministic transform for validation, test and prediction: PIL image of any mode → float32 tensor."""
         from timm.data.transforms_factory import create_transform
 
         transform = create_transform(
-            input_size=(self.in_chans, self.image_size, self.image_size),
+            input_size=(self.in_chans, self.height, self.width),
             interpolation=self.interpolation,
             mean=self.mean,
             std=self.std,
@@ -121,7 +131,7 @@ class Preprocessing:
             return self.eval_transform()
         try:
             transform = create_transform(
-                input_size=(self.in_chans, self.image_size, self.image_size),
+                input_size=(self.in_chans, self.height, self.width),
                 is_training=True,
                 scale=a.crop_scale,
                 ratio=a.crop_ratio,

@@ -148,14 +148,17 @@ def load_splits(config: DataConfig) -> Splits:
     return loaders[config.dataset](config)
 
 
-def preprocessing_for(config: DataConfig) -> Preprocessing:
-    """The data set's preprocessing, with what ``config`` asks for instead."""
+def preprocessing_for(config: DataConfig, fixed_size: tuple[int, int] | None = None) -> Preprocessing:
+    """The data set's preprocessing, with what ``config`` asks for instead.
+
+    ``fixed_size``, height and width, is for a data set without an image size of its own in the table.
+    """
     row = config.defaults
+    size = config.image_size or row.image_size or fixed_size
+    assert size is not None
     preprocessing = Preprocessing(
-        row.image_size, row.in_chans, row.mean, row.std, interpolation=row.interpolation, crop_pct=row.crop_pct
+        size, row.in_chans, row.mean, row.std, interpolation=row.interpolation, crop_pct=row.crop_pct
     )
-    if config.image_size is not None:
-        preprocessing = replace(preprocessing, image_size=config.image_size)
     if config.in_chans is not None and config.in_chans != row.in_chans:
         # One channel repeated, or three averaged.
         def adapt(values: tuple[float, ...]) -> tuple[float, ...]:

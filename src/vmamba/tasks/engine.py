@@ -277,7 +277,7 @@ def build_model(config: TrainConfig, splits: Splits) -> VSSM:
         config.model,
         num_classes=len(splits.classes),
         in_chans=splits.preprocessing.in_chans,
-        imgsize=splits.preprocessing.image_size,
+        imgsize=splits.preprocessing.height,
         drop_path_rate=config.drop_path_rate,
         selective_scan_backend=config.selective_scan_backend,
         **config.model_options,

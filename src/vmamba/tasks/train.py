@@ -129,7 +129,7 @@ def _check_image_size(engine: Engine, splits: Splits) -> None:
     """Show the model one black image: it knows best which sizes it can take."""
     p = splits.preprocessing
     model = engine.measured_model.eval()
-    image = torch.zeros(1, p.in_chans, p.image_size, p.image_size, device=engine.accelerator.device)
+    image = torch.zeros(1, p.in_chans, p.height, p.width, device=engine.accelerator.device)
     try:
         with torch.no_grad():
             model(image)
@@ -195,7 +195,7 @@ class _Run:
         precision = "float32" if self.config.mixed_precision == "no" else self.config.mixed_precision
         self.report.say(
             f"{self.config.model} ({count / 1e6:.2f} M parameters) on {self.config.data.dataset}: {sizes} images, "
-            f"{len(splits.classes)} classes, {splits.preprocessing.image_size}×{splits.preprocessing.image_size}, "
+            f"{len(splits.classes)} classes, {splits.preprocessing.height}×{splits.preprocessing.width}, "
             f"{engine.accelerator.device}, {precision}"
         )
         if splits.skipped:

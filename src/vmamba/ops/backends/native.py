@@ -20,10 +20,13 @@ from vmamba.ops.backends.interface import Obstacle
 
 ENVIRONMENT_VARIABLE = "VMAMBA_CPU_ISA"
 FILE_NAME = "libvmamba_native" + {"darwin": ".so", "win32": ".dll"}.get(sys.platform, ".so")
+_SOURCES = Path(__file__).parents[4]
+_REINSTALL = "pip install --force-reinstall --no-deps --no-cache-dir"  # past the wheel that pip keeps
 MEND = (
-    "install a C++ compiler (g++ or clang++), then reinstall past pip's cached wheel: "
-    "`pip install --force-reinstall --no-cache-dir --no-binary vmamba vmamba`, "
-    "or from a clone `pip install --force-reinstall --no-cache-dir .`"
+    "run `tools/build_native.sh`"
+    if (_SOURCES / "tools" / "build_native.sh").exists()
+    else "install a C++ compiler (g++ or clang++), then reinstall past pip's cached wheel: "
+    f"`{_REINSTALL} --no-binary vmamba vmamba`, or in a clone `{_REINSTALL} .`"
 )
 
 _TORCH_LIB = Path(torch.__file__).parent / "lib"
@@ -70,7 +73,7 @@ def _load() -> tuple[ctypes.CDLL | None, Obstacle | None]:
     path = library_path()
     if path is None:
         return None, Obstacle(
-            "the compiled CPU kernels are missing (vmamba was installed where no C++ compiler was found)", MEND
+            "the compiled CPU kernels are missing (vmamba was installed where no fitting C++ compiler was found)", MEND
         )
     try:
         loaded = ctypes.CDLL(str(path))
