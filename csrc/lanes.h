@@ -268,13 +268,14 @@ VMAMBA_INLINE void transpose(Lanes (&row)[LANES]) {
 #endif
 }
 
-// Lane i of the result is the sum of row i's lanes: a transpose that adds on its way.
+// Lane i of the result is the sum of the lanes of row[i * STRIDE]: a transpose that adds on its way.
+template <int STRIDE = 1>
 VMAMBA_INLINE Lanes sum_rows(const Lanes* row) {
   Lanes by4[LANES / 4];
   for (int q = 0; q < LANES / 4; ++q) {
-    const Lanes* r = row + 4 * q;
-    const Lanes a = zip_low(r[0], r[1]) + zip_high(r[0], r[1]);
-    const Lanes b = zip_low(r[2], r[3]) + zip_high(r[2], r[3]);
+    const Lanes* r = row + 4 * q * STRIDE;
+    const Lanes a = zip_low(r[0], r[STRIDE]) + zip_high(r[0], r[STRIDE]);
+    const Lanes b = zip_low(r[2 * STRIDE], r[3 * STRIDE]) + zip_high(r[2 * STRIDE], r[3 * STRIDE]);
     by4[q] = low_pairs(a, b) + high_pairs(a, b);
   }
 #if VMAMBA_LANES == 4

@@ -56,26 +56,28 @@ void prepare(const ScanBackwardArgs& args, const Block& block, int64_t t, int st
   });
 }
 
-// One chunk for SOME states. h_first: the states before the chunk. On return terms_B and terms_C hold, for each state
-// and step, what each channel adds to dB and dC.
+// What each channel adds to dB and dC at one step. Before that, its decays and states: they share the memory so that a
+// chunk fits the first-level cache, and all of a step lies together since addresses 4 KiB apart would hold each other up.
 template <int SOME>
-VMAMBA_INLINE void reverse(Tiles& tiles, const float (*B)[CHUNK], const float (*C)[CHUNK], int steps,
-                           const Lanes* h_first, const Lanes* A, Lanes* g_carry, Lanes* dA, Lanes (*terms_B)[CHUNK],
-                           Lanes (*terms_C)[CHUNK]) {
-  // The states and decays live in the terms' memory until these replace them, so that all fits the first-level cache.
-  Lanes(*h)[CHUNK] = terms_C;
-  Lanes(*a)[CHUNK] = terms_B;
-  {
-    Lanes state[SOME], decay[SOME];
-    for (int s = 0; s < SOME; ++s) state[s] = h_first[s], decay[s] = LOG2_E * A[s];
-    for (int t = 0; t < steps; ++t) {
-      const Lanes delta = tiles.delta[t], input = delta * tiles.u[t];
-      for (int s = 0; s < SOME; ++s) {
-        const Lanes factor = exp2(delta * decay[s]);
-        state[s] = fma(factor, state[s], input * B[s][t]);
-        a[s][t] = factor;
-        h[s][t] = state[s];
-      }
+struct Terms {
+  Lanes of_B[SOME], of_C[SOME];
+  Lanes* decay() { return of_B; }
+  Lanes* h() { return of_C; }
+};
+
+// One chunk for SOME states. terms[0].h() holds the states before the chunk; step t is at terms[t + 1].
+template <int SOME>
+VMAMBA_INLINE void reverse(Tiles& tiles, const float (*B)[CHUNK], const float (*C)[CHUNK], int steps, const Lanes* A,
+                           Lanes* g_carry, Lanes* dA, Terms<SOME>* terms) {
+  Lanes rate[SOME], state[SOME];
+  for (int s = 0; s < SOME; ++s) rate[s] = LOG2_E * A[s], state[s] = terms[0].h()[s];
+  for (int t = 0; t < steps; ++t) {
+    const Lanes delta = tiles.delta[t], input = delta * tiles.u[t];
+    for (int s = 0; s < SOME; ++s) {
+      const Lanes decay = exp2(delta * rate[s]);
+      state[s] = fma(decay, state[s], input * B[s][t]);
+      terms[t + 1].decay()[s] = decay;
+      terms[t + 1].h()[s] = state[s];
     }
   }
   Lanes g[SOME], sum[SOME];
@@ -84,15 +86,14 @@ VMAMBA_INLINE void reverse(Tiles& tiles, const float (*B)[CHUNK], const float (*
     const Lanes delta = tiles.delta[t], input = delta * tiles.u[t], dy = tiles.dy[t];
     Lanes gB = tiles.sum_gB[t], qA = tiles.sum_qA[t];
     for (int s = 0; s < SOME; ++s) {
-      g[s] = fma(dy, splat(C[s][t]), g[s]);
-      gB = fma(g[s], splat(B[s][t]), gB);
-      const Lanes before = t ? h[s][t - 1] : h_first[s];
-      const Lanes ga = g[s] * a[s][t];
-      const Lanes q = ga * before;
+      g[s] = fma(dy, C[s][t], g[s]);
+      gB = fma(g[s], B[s][t], gB);
+      const Lanes ga = g[s] * terms[t + 1].decay()[s];
+      const Lanes q = ga * terms[t].h()[s];
       qA = fma(q, A[s], qA);
       sum[s] = fma(q, delta, sum[s]);
-      terms_B[s][t] = g[s] * input;
-      terms_C[s][t] = dy * h[s][t];
+      terms[t + 1].of_C[s] = dy * terms[t + 1].h()[s];
+      terms[t + 1].of_B[s] = g[s] * input;
       g[s] = ga;
     }
     tiles.sum_gB[t] = gB;
@@ -101,10 +102,11 @@ VMAMBA_INLINE void reverse(Tiles& tiles, const float (*B)[CHUNK], const float (*
   for (int s = 0; s < SOME; ++s) g_carry[s] = g[s], dA[s] = sum[s];
 }
 
-// row[0 .. steps) = or += the channel sums of terms.
+// row[0 .. steps) = or += the sums over channels of terms that lie STRIDE apart.
+template <int STRIDE>
 VMAMBA_INLINE void add_channel_sums(const Lanes* terms, int steps, bool first, float* row) {
   for (int t = 0; t < steps; t += LANES) {
-    const Lanes sums = sum_rows(terms + t);
+    const Lanes sums = sum_rows<STRIDE>(terms + t * STRIDE);
     const int some = static_cast<int>(smaller(steps - t, LANES));
     if (some == LANES) {
       store(row + t, first ? sums : load(row + t) + sums);
@@ -150,19 +152,16 @@ void scan_block(const ScanBackwardArgs& args, const Block& block, Lanes* workspa
     for_states(states, [&](int64_t n, auto some) {
       constexpr int SOME = decltype(some)::value;
       float B[SOME][CHUNK], C[SOME][CHUNK];
-      load_rows(args.in.B, block, n, SOME, t, steps, B);
-      load_rows(args.in.C, block, n, SOME, t, steps, C);
-      Lanes h_first[SOME] = {};
-      if (chunk) {
-        const int64_t row = (block.batch * (chunks - 1) + chunk - 1) * states + n;
-        for (int s = 0; s < SOME; ++s)
-          h_first[s] = load_some<Dtype::float32>(args.saved, (row + s) * channels + block.channel, 1, block.channels);
-      }
-      Lanes terms_B[SOME][CHUNK], terms_C[SOME][CHUNK];
-      reverse<SOME>(tiles, B, C, steps, h_first, A + n, g + n, dA + n, terms_B, terms_C);
+      load_rows(args.in.B, block, n, SOME, t, steps, -CHUNK, B);
+      load_rows(args.in.C, block, n, SOME, t, steps, -CHUNK, C);
+      Terms<SOME> terms[CHUNK + 1];
+      const int64_t row = (block.batch * (chunks - 1) + chunk - 1) * states + n;
+      for (int s = 0; s < SOME; ++s)
+        terms[0].h()[s] = per_channel(chunk ? args.saved + (row + s) * channels : nullptr, block);
+      reverse<SOME>(tiles, B, C, steps, A + n, g + n, dA + n, terms);
       for (int s = 0; s < SOME; ++s) {
-        add_channel_sums(terms_B[s], steps, first, sums_B + (n + s) * shape.length + t);
-        add_channel_sums(terms_C[s], steps, first, sums_C + (n + s) * shape.length + t);
+        add_channel_sums<2 * SOME>(terms[1].of_B + s, steps, first, sums_B + (n + s) * shape.length + t);
+        add_channel_sums<2 * SOME>(terms[1].of_C + s, steps, first, sums_C + (n + s) * shape.length + t);
       }
     });
     finish(args, block, t, steps, tiles, sums);

@@ -47,12 +47,12 @@ VMAMBA_INLINE Lanes per_channel(const float* vector, const Block& block, int64_t
   return vector ? load_some<Dtype::float32>(vector, block.channel * stride + offset, stride, block.channels) : Lanes{};
 }
 
-// `some` rows of B or C over a chunk, as floats.
+// `some` rows of B or C over a chunk, as floats. `ahead`: where the next chunk is.
 VMAMBA_INLINE void load_rows(const Tensor& x, const Block& block, int64_t state, int some, int64_t t, int steps,
-                             float (*rows)[CHUNK]) {
+                             int ahead, float (*rows)[CHUNK]) {
+  const int64_t first = block.batch * x.stride[0] + block.group * x.stride[1] + t * x.stride[3];
   for (int s = 0; s < some; ++s)
-    load_row(x.data, x.dtype, block.batch * x.stride[0] + block.group * x.stride[1] + (state + s) * x.stride[2] +
-             t * x.stride[3], x.stride[3], steps, rows[s]);
+    load_row(x.data, x.dtype, first + (state + s) * x.stride[2], x.stride[3], steps, ahead, rows[s]);
 }
 
 template <int N>

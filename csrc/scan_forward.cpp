@@ -70,8 +70,8 @@ void scan_block(const ScanForwardArgs& args, const Block& block, Lanes* workspac
     for_states(states, [&](int64_t n, auto some) {
       constexpr int SOME = decltype(some)::value;
       float B[SOME][CHUNK], C[SOME][CHUNK];
-      load_rows(args.in.B, block, n, SOME, t, steps, B);
-      load_rows(args.in.C, block, n, SOME, t, steps, C);
+      load_rows(args.in.B, block, n, SOME, t, steps, CHUNK, B);
+      load_rows(args.in.C, block, n, SOME, t, steps, CHUNK, C);
       advance<SOME>(tiles, B, C, steps, decay + n, carry + n);
     });
     store_tile(args.y, int64_t(Dtype::float32), contiguous_place(shape, block, t), steps, tiles.y);

@@ -36,7 +36,7 @@ struct Ss2dForwardArgs {
   float* y;      // (batch, pixels, channels)
   float* saved;  // (batch, directions, chunks - 1, states, channels), the states at the start of each chunk but the first; or null
   float* workspace;         // threads * workspace_floats
-  int64_t workspace_floats; // columns * 64 + (columns + 1) * task_channels
+  int64_t workspace_floats; // columns * 64 + (columns + 65) * task_channels
   int64_t task_channels;    // channels that one task walks together; a multiple of 16; does not change the result
 };
 

@@ -186,11 +186,7 @@ void run_direction(const Ss2dBackwardArgs& args, int64_t image, int k, int64_t s
   const Walk walk = walk_of(shape, k);
   const int64_t last = (chunk_count(shape) - 1) * PIXELS;
   for (int64_t first = last; first >= 0; first -= PIXELS) {
-    place_chunk(walk, first, smaller(PIXELS, pixels - first), chunk);
-    for (int64_t t = 0; t < chunk.length; ++t) {
-      chunk.x[t] = chunk.pixel[t] * x.stride[1];
-      chunk.y[t] = chunk.pixel[t] * shape.channels;
-    }
+    place_chunk(shape, walk, x.stride[1], first, chunk);
     load_columns(shape, args.in.x_dbl, image, k, chunk, rows);
     for (int64_t i = 0; i < columns * PIXELS; i += LANES) store(sums + i, Lanes{});
 

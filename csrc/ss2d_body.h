@@ -50,25 +50,28 @@ constexpr int TURNS[SS2D_DIRECTIONS] = {0, 2, 1, 3};
 
 struct Chunk {
   int64_t length;
-  // Up to whole groups; beyond `length` the last pixel again, or whatever a copy has there.
+  // Up to whole groups; beyond `length` the last pixel again.
   int64_t pixel[PIXELS];
-  int64_t x[PIXELS], y[PIXELS];  // the pixels' places in the maps that are read and written
+  int64_t x[PIXELS], y[PIXELS];  // where x, and maps of all channels, have the pixel
 };
 
-VMAMBA_INLINE int64_t whole_groups(int64_t length) { return ceil_div(length, GROUP) * GROUP; }
-
 // The chunk that begins at the first-th pixel of the walk.
-VMAMBA_INLINE void place_chunk(const Walk& walk, int64_t first, int64_t length, Chunk& chunk) {
-  chunk.length = length;
+VMAMBA_INLINE void place_chunk(const Ss2dShape& shape, const Walk& walk, int64_t x_stride, int64_t first, Chunk& chunk) {
+  chunk.length = smaller(pixel_count(shape) - first, PIXELS);
   int64_t inside = first % walk.line, line = walk.start + first / walk.line * walk.line_step;
-  for (int64_t t = 0; t < length; ++t) {
+  for (int64_t t = 0; t < chunk.length; ++t) {
     chunk.pixel[t] = line + inside * walk.step;
     if (++inside == walk.line) {
       inside = 0;
       line += walk.line_step;
     }
   }
-  for (int64_t t = length; t < whole_groups(length); ++t) chunk.pixel[t] = chunk.pixel[length - 1];
+  const int64_t end = ceil_div(chunk.length, GROUP) * GROUP;
+  for (int64_t t = chunk.length; t < end; ++t) chunk.pixel[t] = chunk.pixel[chunk.length - 1];
+  for (int64_t t = 0; t < end; ++t) {
+    chunk.x[t] = chunk.pixel[t] * x_stride;
+    chunk.y[t] = chunk.pixel[t] * shape.channels;
+  }
 }
 
 // ---- memory --------------------------------------------------------------------------------------------------
@@ -148,62 +151,6 @@ VMAMBA_INLINE void prefetch_columns(const Ss2dShape& shape, const Tensor& x_dbl,
     __builtin_prefetch(row, 0, 2);
     for (int64_t at = 64; at < bytes + 60; at += 64) __builtin_prefetch(row + at, 0, 2);
   }
-}
-
-// Channels of a map from some channel on: where, and how far pixels are apart.
-struct Map {
-  void* data;
-  int64_t dtype, pixel_stride;
-};
-
-// How many lines a copy has: as many as half of a small second-level cache holds twice, for what is read and written.
-VMAMBA_INLINE int64_t lines_of_copy(const Walk& walk, int64_t width) {
-  constexpr int64_t floats = 32 << 10;
-  const int64_t lines = floats / (walk.line * width);
-  return lines > 1 ? lines : 1;
-}
-
-// f(pixel, place in the copy) for the pixels of some lines, neighbours in memory one after the other.
-template <class F>
-VMAMBA_INLINE void across_lines(const Walk& walk, int64_t begin, int64_t end, F&& f) {
-  const int64_t lines = (end - begin) / walk.line, first = walk.start + begin / walk.line * walk.line_step;
-  for (int64_t t = 0; t < walk.line; ++t)
-    for (int64_t line = 0; line < lines; ++line) f(first + line * walk.line_step + t * walk.step, line * walk.line + t);
-}
-
-// Copy some lines of a map, as floats, in scan order. Lanes beyond `channels` are 0.
-void copy_in(const Walk& walk, int64_t begin, int64_t end, const Map& map, int64_t channels, const Map& copy) {
-  with_dtype(map.dtype, [&](auto type) {
-    constexpr Dtype T = decltype(type)::value;
-    across_lines(walk, begin, end, [&](int64_t pixel, int64_t place) {
-      float* to = static_cast<float*>(copy.data) + place * copy.pixel_stride;
-      for (int64_t c = 0; c < channels; c += LANES) {
-        const int64_t from = pixel * map.pixel_stride + c;
-        store(to + c, channels - c >= LANES ? load_as<T>(map.data, from) : load_first<T>(map.data, from, static_cast<int>(channels - c)));
-      }
-    });
-  });
-}
-
-// The map becomes, or grows by, the copy.
-void copy_out(const Walk& walk, int64_t begin, int64_t end, const Map& copy, int64_t channels, bool first, const Map& map) {
-  across_lines(walk, begin, end, [&](int64_t pixel, int64_t place) {
-    float* to = static_cast<float*>(map.data) + pixel * map.pixel_stride;
-    const float* from = static_cast<const float*>(copy.data) + place * copy.pixel_stride;
-    for (int64_t c = 0; c < channels; c += LANES) {
-      const int count = static_cast<int>(smaller(channels - c, LANES));
-      const Lanes value = load(from + c);
-      if (count == LANES)
-        store(to + c, first ? value : load(to + c) + value);
-      else
-        store_first(to, c, count, first ? value : load_first<Dtype::float32>(to, c, count) + value);
-    }
-  });
-}
-
-VMAMBA_INLINE void clear(const Map& copy, int64_t pixels) {
-  float* to = static_cast<float*>(copy.data);
-  for (int64_t i = 0; i < pixels * copy.pixel_stride; i += LANES) store(to + i, Lanes{});
 }
 
 // A lane block: its first channel and how many of its lanes are channels.

@@ -1,4 +1,5 @@
 // The fused operator: step projection, scan and merge of the four directions, over channels-last memory.
+#include "memory.h"
 #include "ss2d_body.h"
 
 namespace vmamba {
@@ -88,79 +89,85 @@ __attribute__((noinline)) void scan(const Ss2dShape& shape, const Tiles& tiles, 
   });
 }
 
+// y at the chunk's pixels grows by the tiles of the task's lane blocks, which become 0 again. All blocks of a pixel together:
+// they lie in sets of the cache of their own (see Walk).
+void merge(const Chunk& chunk, int64_t channels, float* y, float* tiles) {
+  for (int64_t t = 0; t < chunk.length; ++t) {
+    float* from = tiles + t * LANES;
+    for (int64_t c = 0; c < channels; c += LANES, from += PIXELS * LANES) {
+      float* to = y + chunk.y[t] + c;
+      const int count = static_cast<int>(smaller(channels - c, LANES));
+      if (count == LANES)
+        store(to, load(to) + load(from));
+      else
+        store_first(to, 0, count, load_first<Dtype::float32>(to, 0, count) + load(from));
+      store(from, Lanes{});
+    }
+  }
+}
+
+// One direction of one image, for some lane blocks. `memory` holds the rows, the blocks' parameters, and tiles for y.
 void run_direction(const Ss2dForwardArgs& args, int64_t image, int turn, int64_t channel, float* memory, Tiles& tiles) {
   const Ss2dShape& shape = args.shape;
   const Tensor& x = args.in.x;
   const int k = TURNS[turn];
   const Walk walk = walk_of(shape, k);
   const int64_t channels = smaller(shape.channels - channel, args.task_channels), blocks = ceil_div(channels, LANES);
-  const int64_t pixels = pixel_count(shape), width = blocks * LANES;
+  const int64_t pixels = pixel_count(shape);
   float* rows = memory;
   float* lanes = rows + column_count(shape) * PIXELS;
-  float* copy = lanes + blocks * lane_floats(shape);
-  const Map x_map{static_cast<char*>(x.data) + (image * x.stride[0] + channel) * size_of(x.dtype), x.dtype, x.stride[1]};
-  const Map y_map{args.y + image * pixels * shape.channels + channel, 0, shape.channels};
-  const int64_t lines = walk.colliding ? lines_of_copy(walk, width) : pixels / walk.line;
-  const int64_t part = lines * walk.line;
-  Map from = x_map, to = y_map;
+  float* sums = lanes + blocks * lane_floats(shape);
+  float* y_map = args.y + image * pixels * shape.channels + channel;
+  const char* x_map = static_cast<const char*>(x.data) + (image * x.stride[0] + channel) * size_of(x.dtype);
+  int64_t in_tile[PIXELS];
   if (walk.colliding) {
-    from = {copy, 0, width};
-    to = {copy + part * width, 0, width};
+    for (int64_t t = 0; t < PIXELS; ++t) in_tile[t] = t * LANES;
+    for (int64_t i = 0; i < blocks * PIXELS; ++i) store(sums + i * LANES, Lanes{});
   }
 
   Chunk chunks[2];
-  for (int64_t begin = 0; begin < pixels; begin += part) {
-    const int64_t end = smaller(begin + part, pixels);
-    if (walk.colliding) {
-      copy_in(walk, begin, end, x_map, channels, from);
-      clear(to, end - begin);
+  place_chunk(shape, walk, x.stride[1], 0, chunks[0]);
+  for (int64_t first = 0, turned = 0; first < pixels; first += PIXELS, turned ^= 1) {
+    const Chunk& chunk = chunks[turned];
+    Chunk& next = chunks[turned ^ 1];
+    if (first + PIXELS < pixels) {
+      place_chunk(shape, walk, x.stride[1], first + PIXELS, next);
+      prefetch_columns(shape, args.in.x_dbl, image, k, next);
     }
-    auto place = [&](int64_t first, Chunk& chunk) {
-      place_chunk(walk, first, smaller(PIXELS - first % PIXELS, end - first), chunk);
-      for (int64_t t = 0; t < whole_groups(chunk.length); ++t) {
-        const int64_t at = walk.colliding ? first - begin + t : chunk.pixel[t];
-        chunk.x[t] = at * from.pixel_stride;
-        chunk.y[t] = at * to.pixel_stride;
-      }
-      prefetch_columns(shape, args.in.x_dbl, image, k, chunk);
-    };
-    place(begin, chunks[0]);
-    for (int64_t first = begin, turned = 0; first < end; turned ^= 1) {
-      const Chunk& chunk = chunks[turned];
-      Chunk& next = chunks[turned ^ 1];
-      if (first + chunk.length < end) place(first + chunk.length, next);
-      load_columns(shape, args.in.x_dbl, image, k, chunk, rows);
-      for (int64_t i = 0; i < blocks; ++i) {
-        const Block block = block_at(shape, channel + i * LANES);
-        const Lane lane = lane_at(shape, lanes + i * lane_floats(shape));
-        if (first == 0)
-          start_lane(shape, args.in, k, block, lane);
-        else if (args.saved && first % PIXELS == 0)
-          for (int64_t j = 0; j < shape.states; ++j)
-            store_first(args.saved, saved_at(shape, image, k, first, block) + j * shape.channels, block.count,
-                        load(lane.state + j * LANES));
+    load_columns(shape, args.in.x_dbl, image, k, chunk, rows);
+    for (int64_t i = 0; i < blocks; ++i) {
+      const Block block = block_at(shape, channel + i * LANES);
+      const Lane lane = lane_at(shape, lanes + i * lane_floats(shape));
+      if (first == 0)
+        start_lane(shape, args.in, k, block, lane);
+      else if (args.saved)
+        for (int64_t j = 0; j < shape.states; ++j)
+          store_first(args.saved, saved_at(shape, image, k, first, block) + j * shape.channels, block.count,
+                      load(lane.state + j * LANES));
 
-        const bool whole = walk.colliding || block.count == LANES;
-        const Lanes skip = total_skip(shape, args.in.D, block);
-        float* y = static_cast<float*>(to.data) + i * LANES;
-        with_dtype(from.dtype, [&](auto type) {
-          constexpr Dtype T = decltype(type)::value;
-          const void* u = static_cast<const char*>(from.data) + i * LANES * size_of(from.dtype);
-          auto run = whole ? prepare<T, true> : prepare<T, false>;
-          run(u, y, rows, chunk, next, block.count, lane, shape.rank, shape.softplus, turn == 0 ? &skip : nullptr, tiles);
-        });
-        auto run = whole ? scan<true> : scan<false>;
+      const bool whole = block.count == LANES;
+      const Lanes skip = total_skip(shape, args.in.D, block);
+      float* y = y_map + i * LANES;
+      with_dtype(x.dtype, [&](auto type) {
+        constexpr Dtype T = decltype(type)::value;
+        auto run = whole ? prepare<T, true> : prepare<T, false>;
+        run(x_map + i * LANES * size_of(x.dtype), y, rows, chunk, next, block.count, lane, shape.rank, shape.softplus,
+            turn == 0 ? &skip : nullptr, tiles);
+      });
+      auto run = whole || walk.colliding ? scan<true> : scan<false>;
+      if (walk.colliding)
+        run(shape, tiles, rows, chunk.length, lane, in_tile, LANES, sums + i * PIXELS * LANES);
+      else
         run(shape, tiles, rows, chunk.length, lane, chunk.y, block.count, y);
-      }
-      first += chunk.length;
     }
-    if (walk.colliding) copy_out(walk, begin, end, to, channels, turn == 0, y_map);
+    if (walk.colliding) merge(chunk, channels, y_map, sums);
   }
 }
 
 }  // namespace
 
 void ss2d_forward(const Ss2dForwardArgs& args) {
+  expect_fill(args.y, args.shape.batch * pixel_count(args.shape) * args.shape.channels * 4);
   const int64_t slices = ceil_div(args.shape.channels, args.task_channels);
   share_tasks(args.shape.batch * slices, args.shape.threads, args.workspace, args.workspace_floats,
               [&](int64_t task, float* memory) {

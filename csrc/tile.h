@@ -92,13 +92,14 @@ static void store_tile(void* base, int64_t dtype, const Place& place, int steps,
   with_dtype(dtype, [&](auto type) { store_tile_as<decltype(type)::value>(base, place, steps, tile); });
 }
 
-// `steps` elements of one row, any stride, as floats.
-static void load_row(const void* base, int64_t dtype, int64_t offset, int64_t stride, int steps, float* row) {
+// `steps` elements of one row, any stride, as floats. Fetches what lies `ahead` steps further, where a next call will be.
+static void load_row(const void* base, int64_t dtype, int64_t offset, int64_t stride, int steps, int ahead, float* row) {
   with_dtype(dtype, [&](auto type) {
     constexpr Dtype T = decltype(type)::value;
     for (int t = 0; t < steps; t += LANES) {
       const int some = static_cast<int>(smaller(steps - t, LANES));
       const int64_t index = offset + t * stride;
+      __builtin_prefetch(static_cast<const char*>(base) + (index + ahead * stride) * size_of(dtype));
       store(row + t, some == LANES && stride == 1 ? load_as<T>(base, index) : load_some<T>(base, index, stride, some));
     }
   });

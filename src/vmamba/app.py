@@ -190,6 +190,76 @@ def _backends(values: Namespace) -> int:
     return run_backends(values.check, values.json, _console())
 
 
+def _bench_scan_options(parser: CommandParser) -> None:
+    from vmamba.tasks.bench_scan import LETTERS, SHAPES, BenchScanConfig
+
+    letters = "; ".join(f"{op}: {text} (else {' '.join(SHAPES[op])})" for op, text in LETTERS.items())
+    parser.add_argument("--shape", type=str, action="append", metavar="SHAPE", help=f"Once or more; {letters}.")
+    parser.add_argument("--backward", action="store_true", help="Time forward plus backward, not forward alone.")
+    parser.add_argument("--no-loop", action="store_true", help="Leave the plain loop out.")
+    parser.add_group(BenchScanConfig, skip={"backward", "loop"})
+
+
+def _bench_scan(values: Namespace) -> int:
+    from vmamba.tasks.bench_scan import BenchScanConfig, run_bench_scan
+
+    shapes, values.loop = values.pop("shape") or (), not values.pop("no_loop")
+    return run_bench_scan(_build(BenchScanConfig, values), _console(), shapes)
+
+
+def _bench_model_options(parser: CommandParser) -> None:
+    from vmamba.tasks.bench_model import BenchModelConfig
+
+    parser.add_argument("names", nargs="+", metavar="NAME", help="A model's name, see `vmamba models`.")
+    parser.add_argument(
+        "--peer", type=str, action="append", metavar="NAME", help="A model of timm's to time beside them; once or more."
+    )
+    parser.add_group(BenchModelConfig)
+
+
+def _bench_model(values: Namespace) -> int:
+    from vmamba.tasks.bench_model import BenchModelConfig, run_bench_model
+
+    names, peers = values.pop("names"), values.pop("peer") or ()
+    return run_bench_model(_build(BenchModelConfig, values), names, peers, _console())
+
+
+def _bench_train_options(parser: CommandParser) -> None:
+    from vmamba.tasks.bench_model import BenchModelConfig
+
+    parser.add_argument("name", metavar="NAME", help="A model's name, see `vmamba models`.")
+    parser.add_group(BenchModelConfig)
+
+
+def _bench_train(values: Namespace) -> int:
+    from vmamba.tasks.bench_model import BenchModelConfig, run_bench_train
+
+    name = values.pop("name")
+    return run_bench_train(_build(BenchModelConfig, values), name, _console())
+
+
+_BENCH = {
+    "scan": Command(
+        "Time the scan operators: each backend and the plain loop, all checked first.",
+        _bench_scan_options,
+        _bench_scan,
+        config_file=False,
+    ),
+    "model": Command(
+        "Time the forward pass of models, beside timm's, and the scan's share of it.",
+        _bench_model_options,
+        _bench_model,
+        config_file=False,
+    ),
+    "train": Command(
+        "Time a training step with each backend, beside the forward pass, and its peak memory.",
+        _bench_train_options,
+        _bench_train,
+        config_file=False,
+    ),
+}
+
+
 def _migrate_options(parser: CommandParser) -> None:
     text = "Python, YAML and JSON files, notebooks, and folders of them."
     _paths(parser, "paths", "FILE_OR_FOLDER", text, "+")
@@ -304,6 +374,7 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
     "backends": Command(
         "Tell which scan backends run on this machine, and why not.", _backends_options, _backends, config_file=False
     ),
+    "bench": CommandGroup("Time scans, models and training steps.", _BENCH),
     "migrate": Command(
         "Rewrite files that ask for the removed backend core.", _migrate_options, _migrate, config_file=False
     ),

@@ -24,7 +24,7 @@ _logger = logging.getLogger("vmamba")
 def load(path: str | Path, *, key: str | None = None) -> VSSM:
     """Build the network that a weight file belongs to, with its weights, ready to classify.
 
-    A file that says its own configuration is believed; files written by this package do. Any other network is
+    A file that says its own configuration, as those of a training run do, is believed. Any other network is
     recognised by its keys and shapes, see `recognise`. What it was taken for is logged to the logger ``vmamba``: a
     named model as information, another one as a warning that lists what had to be assumed.
 

@@ -35,7 +35,7 @@ class OfficialWeights:
 
 
 _RELEASES = "https://github.com/MzeroMiko/VMamba/releases/download"
-_NO_EMA = "trained without a moving average of the weights; all others are averages"
+_NO_EMA = "trained without a moving average of the weights, the only one"
 _TABLE = (
     OfficialWeights("vanilla_vmamba_tiny", f"{_RELEASES}/%23v0cls/vssmtiny_dp01_ckpt_epoch_292.pth", note=_NO_EMA),
     OfficialWeights("vanilla_vmamba_small", f"{_RELEASES}/%23v0cls/vssmsmall_dp03_ckpt_epoch_238.pth"),

@@ -17,7 +17,7 @@ from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from vmamba.errors import CheckpointError, OutputError
+from vmamba.errors import CheckpointError, OutputError, VMambaError
 
 _BLOCK = 1 << 16
 _WORTH_ANOTHER_TRY = {408, 416, 425, 429}  # and every 5xx
@@ -115,8 +115,12 @@ def transfer(url: str, part: Part, report: Callable[[int, int | None], None], ti
         raise _no_connection(error.reason) from error
     except TimeoutError as error:
         raise Interrupted(f"no data for {timeout:g} s") from error
-    except (http.client.HTTPException, ConnectionError, ssl.SSLError) as error:
+    except (http.client.HTTPException, OSError) as error:
         raise Interrupted(f"the connection broke ({str(error) or type(error).__name__})") from error
+    except VMambaError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"an address cannot be used ({error})") from error
     if origin.total is not None and part.size() != origin.total:
         raise Interrupted(f"the server sent {part.size()} of {origin.total} bytes")
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from vmamba.errors import BackendError
 from vmamba.ops.backends import BACKENDS, Backend, Obstacle, ScanCall, check_name, choose
 from vmamba.ops.backends.registry import ENVIRONMENT_VARIABLE
 from vmamba.tasks.backends_check import OPERATORS, Check, run_checks
+from vmamba.tasks.measure import cpu_name
 from vmamba.tasks.output import check_writable_file, write_json
 
 if TYPE_CHECKING:
@@ -237,7 +236,7 @@ def _cells(check: Check) -> list[str]:
 
 
 def _devices() -> list[Device]:
-    devices = [Device("cpu", f"{_cpu_name()}, {torch.get_num_threads()} threads")]
+    devices = [Device("cpu", f"{cpu_name()}, {torch.get_num_threads()} threads")]
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is None:
         return [*devices, Device("cuda", "no GPU that torch can see", present=False)]
@@ -246,14 +245,6 @@ def _devices() -> list[Device]:
         described = getattr(getattr(torch, accelerator.type, None), "get_device_name", None)
         devices.append(Device(name, str(described(index)) if described else accelerator.type))
     return devices
-
-
-def _cpu_name() -> str:
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def _availability(backend: Backend, device: Device) -> Availability:

@@ -19,6 +19,8 @@ from vmamba.errors import BackendError
 from vmamba.ops.backends.interface import Obstacle
 
 ENVIRONMENT_VARIABLE = "VMAMBA_CPU_ISA"
+#: A library to load in place of the installed one, such as a build with sanitizers.
+LIBRARY_VARIABLE = "VMAMBA_NATIVE_LIBRARY"
 FILE_NAME = "libvmamba_native" + {"darwin": ".so", "win32": ".dll"}.get(sys.platform, ".so")
 _SOURCES = Path(__file__).parents[4]
 _REINSTALL = "pip install --force-reinstall --no-deps --no-cache-dir"  # past the wheel that pip keeps
@@ -58,9 +60,12 @@ class VecmathArgs(ctypes.Structure):
 
 
 def library_path() -> Path | None:
-    """The compiled library beside this package, or None. An editable install has two directories to look in."""
+    """The library that ``VMAMBA_NATIVE_LIBRARY`` names, else the one beside this package, or None where there is none."""
     import vmamba
 
+    if given := os.environ.get(LIBRARY_VARIABLE):
+        return Path(given)
+    # An editable install has two directories to look in.
     for directory in vmamba.__path__:
         path = Path(directory) / "_native" / FILE_NAME
         if path.exists():
@@ -78,6 +83,11 @@ def _load() -> tuple[ctypes.CDLL | None, Obstacle | None]:
     try:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:  # built for another machine or C library
+        if os.environ.get(LIBRARY_VARIABLE):
+            raise BackendError(
+                f"{LIBRARY_VARIABLE}={str(path)!r} does not load ({error}); give the path of a built {FILE_NAME}, "
+                "or unset it to use the installed one"
+            ) from error
         return None, Obstacle(f"the compiled CPU kernels do not load ({error})", MEND)
     if run_team := _run_team():
         loaded.vmamba_use_threads(run_team)
@@ -108,7 +118,8 @@ def obstacle() -> Obstacle | None:
     """What keeps the compiled kernels from running here, or None.
 
     Raises:
-        BackendError: ``VMAMBA_CPU_ISA`` asks for an instruction set that does not exist or that is not here.
+        BackendError: ``VMAMBA_CPU_ISA`` asks for an instruction set that does not exist or that is not here, or
+            ``VMAMBA_NATIVE_LIBRARY`` for a library that does not load.
     """
     library, why = _load()
     if library is not None:

@@ -16,6 +16,7 @@ from vmamba.ops.cross_scan import directions_of
 
 _CHUNK = 64  # pixels between two saved states, as in csrc/ss2d_args.h
 _LANES = 16  # of the widest instruction set; channels are cut in multiples of it
+_TOGETHER = 6  # lane blocks that one task of forward walks together, at most
 _TASKS = 32  # backward is cut into about this many tasks
 _MOST_SLICES = 8  # each slice of channels has its own sum for x_dbl's gradient
 
@@ -99,12 +100,10 @@ class _Call:
         self.rank, self.states = dt_weight.shape[2], A.shape[1]
         self.columns = self.rank + 2 * self.states
         self.threads = torch.get_num_threads()
-        self._tensors = tensors = (
-            _by_pixel(x),
-            _by_pixel(x_dbl),
-            *(None if t is None else t.contiguous() for t in (dt_weight, dt_bias, A, D)),
-        )
-        maps = (TensorArg(t.data_ptr(), DTYPE_CODES[t.dtype], t.stride()) for t in tensors[:2])
+        pixels, columns = _by_pixel(x), _by_pixel(x_dbl)
+        parameters = [None if t is None else t.contiguous() for t in (dt_weight, dt_bias, A, D)]
+        self._tensors = (pixels, columns, parameters)
+        maps = (TensorArg(t.data_ptr(), DTYPE_CODES[t.dtype], t.stride()) for t in (pixels, columns))
         self.inputs = _Inputs(
             self.batch,
             height,
@@ -116,13 +115,12 @@ class _Call:
             delta_softplus,
             self.threads,
             *maps,
-            *(_pointer(t) for t in tensors[2:]),
+            *(_pointer(t) for t in parameters),
         )
 
-    def workspace(self, tiles: int, channels: int) -> tuple[Tensor, int]:
-        """Memory for every thread, and how many floats each has: rows over a chunk, and parameters of ``channels``."""
-        floats = tiles * self.columns * _CHUNK + (self.columns + 1) * channels
-        return torch.empty(self.threads * floats, dtype=torch.float32), floats
+    def workspace(self, floats: int) -> Tensor:
+        """Memory for every thread."""
+        return torch.empty(self.threads * floats, dtype=torch.float32)
 
 
 def _readings(scan_mode: str) -> tuple[int, ...]:
@@ -131,6 +129,15 @@ def _readings(scan_mode: str) -> tuple[int, ...]:
 
 def _padded(channels: int) -> int:
     return -(-channels // _LANES) * _LANES
+
+
+def _task_channels(call: _Call) -> int:
+    """Channels of one task of forward: few tasks walk an image less often, but every thread should get as many as the next."""
+    blocks = -(-call.channels // _LANES)
+    rounds = -(-call.batch * blocks // (call.threads * _TOGETHER))
+    together = -(-call.batch * blocks // (call.threads * rounds))
+    slices = -(-blocks // min(together, blocks))
+    return -(-blocks // slices) * _LANES
 
 
 def _saved_shape(x: Tensor, A: Tensor, save: bool) -> tuple[int, ...]:
@@ -152,11 +159,14 @@ def _ss2d_scan(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return ``y`` and the states that backward starts from (empty unless ``save``). Parameters are float32."""
+    if x.numel() == 0:
+        return torch.empty(x.shape, dtype=torch.float32), torch.empty(_saved_shape(x, A, save), dtype=torch.float32)
     y = torch.empty(x.shape, dtype=torch.float32)
     saved = torch.empty(_saved_shape(x, A, save), dtype=torch.float32)
     call = _Call(x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus)
-    task_channels = _LANES
-    workspace, floats = call.workspace(1, task_channels)
+    task_channels = _task_channels(call)
+    floats = call.columns * _CHUNK + (call.columns + 1 + _CHUNK) * task_channels
+    workspace = call.workspace(floats)
     args = _ForwardArgs(
         call.inputs, y.data_ptr(), saved.data_ptr() if save else None, workspace.data_ptr(), floats, task_channels
     )
@@ -212,7 +222,8 @@ def _ss2d_scan_backward(
     dy = dy.contiguous()
     slice_sums = empty(slices * x_dbl.numel()) if slices > 1 else None
     group_sums = empty(groups, 4 * (call.rank + call.states + 1) + 1, _padded(call.channels))
-    workspace, floats = call.workspace(2, slice_channels)
+    floats = 2 * call.columns * _CHUNK + (call.columns + 1) * slice_channels
+    workspace = call.workspace(floats)
     args = _BackwardArgs(
         call.inputs,
         dy.data_ptr(),
