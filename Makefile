@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 CORE := $(wildcard CMakeLists.txt csrc/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types native bench clean
+.PHONY: help demo test lint format types native bench sanitize clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/native.stamp ## Train on digits, evaluate, predict; writes demo/ (a few minutes)
 	$(BIN)/vmamba demo
@@ -38,6 +38,22 @@ native: ## Build the C++ core again, whether or not it changed
 
 bench: $(VENV)/native.stamp ## Correctness checks, error and speed of every scan backend here
 	$(BIN)/vmamba backends --check
+
+# The sanitizer's runtime must be the first library of the process, and libstdc++ with it, else it cannot see exceptions.
+# Its allocator is slower and keeps freed memory for a while, and Python never frees all: hence no leak check.
+SANITIZED := build/sanitize/libvmamba_native.so
+SANITIZE_TESTS ?= tests/test_oflex_cpu.py tests/test_oflex_ss2d.py tests/test_native.py
+
+sanitize: $(VENV)/venv.stamp ## Run the kernels' tests under address and undefined behaviour sanitizers (Linux, GCC)
+	cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_COMPILER=g++ \
+	  -DVMAMBA_NATIVE_REQUIRED=ON -DVMAMBA_SANITIZE=ON
+	cmake --build build/sanitize --parallel
+	$(SANITIZE_RUN) $(SANITIZE_TESTS)
+	$(SANITIZE_RUN) tests/test_selective_scan.py -k oflex
+
+SANITIZE_RUN = env LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
+  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 VMAMBA_NATIVE_LIBRARY=$(SANITIZED) \
+  $(BIN)/python -m pytest -p no:faulthandler --timeout 3000
 
 clean: ## Remove .venv and everything that is built; keeps runs/ and demo/
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,9 +21,9 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from vmamba.app import COMMANDS, CommandGroup
+from vmamba.app import COMMANDS, CommandGroup, bench_scan_config
 from vmamba.errors import VMambaError
-from vmamba.tasks.bench_scan import BenchScanConfig, ScanCase, run_bench_scan
+from vmamba.tasks.bench_scan import ScanCase, run_bench_scan
 from vmamba.tasks.bench_timing import Candidate
 
 
@@ -36,22 +37,22 @@ def obstacle(case: ScanCase, package: str) -> str:
 
 
 def mambapy_pscan(case: ScanCase) -> Candidate | str:
-    """The recurrence by `mambapy.pscan`; what surrounds it is written as in mambapy's own Mamba block."""
+    """The recurrence by `mambapy.pscan`; what surrounds it is plain PyTorch."""
     if why := obstacle(case, "mambapy"):
         return why
     from mambapy.pscan import pscan
 
-    k, n = case.size.k, case.size.n
+    k = case.size.k
 
     def scan(inputs: dict[str, Tensor]) -> Tensor:
         u, delta, A, B, C, D, bias = inputs.values()
-        b, channels, length = u.shape
+        channels = u.shape[1]
         step = softplus(delta + bias[:, None]).transpose(1, 2)  # (b, l, k·d)
         # B and C, grouped by direction, for every channel: (b, l, k·d, n)
         B, C = (t.permute(0, 3, 1, 2).repeat_interleave(channels // k, dim=2) for t in (B, C))
         decay = torch.exp(step[..., None] * A)
         h = pscan(decay, step[..., None] * B * u.transpose(1, 2)[..., None])
-        y = (h @ C[..., None]).squeeze(-1) if n > 1 else (h * C).squeeze(-1)
+        y = (h * C).sum(-1)
         return y.transpose(1, 2) + D[:, None] * u
 
     return case.torch_candidate("mambapy pscan", scan)
@@ -135,18 +136,9 @@ PEERS = {
 }
 
 
-def main(words: list[str]) -> int:
-    """Run ``vmamba bench scan`` with the peers."""
-    from vmamba.parsing import CommandParser
-
-    group = COMMANDS["bench"]
-    assert isinstance(group, CommandGroup)
-    command = group.commands["scan"]
-    parser = CommandParser("bench scan", command.summary, command.config_file)
-    command.options(parser)
-    values = parser.parse(words)
-    shapes, values.loop = values.pop("shape") or (), not values.pop("no_loop")
-    config = BenchScanConfig(**vars(values))
+def bench_scan(values: Any) -> int:
+    """``vmamba bench scan`` with the peers."""
+    shapes, config = bench_scan_config(values)
     if hasattr(os, "sched_setaffinity"):
         allowed = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, allowed[: config.threads or torch.get_num_threads()])
@@ -155,7 +147,9 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    commands = COMMANDS["bench"]
+    assert isinstance(commands, CommandGroup)
     try:
-        sys.exit(main(sys.argv[1:]))
+        sys.exit(replace(commands.commands["scan"], run=bench_scan)("bench scan", sys.argv[1:]))
     except VMambaError as error:
         sys.exit(f"scan_peers: error: {error}")

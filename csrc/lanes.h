@@ -155,16 +155,28 @@ VMAMBA_INLINE void store_as(void* base, int64_t index, Lanes x) {
   }
 }
 
-// `count` elements, `step` apart; the other lanes are 0. For edges and odd strides: slow but never out of bounds.
+// `count` elements, `step` apart; the other lanes are 0. For edges and odd strides: never out of bounds, and slow but for
+// neighbours on AVX-512, which masks them.
 template <Dtype type>
 VMAMBA_INLINE Lanes load_some(const void* base, int64_t index, int64_t step, int count) {
   if constexpr (type == Dtype::float32) {
+    const float* from = static_cast<const float*>(base) + index;
+#if defined(__AVX512F__)
+    if (step == 1) return (Lanes)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+#endif
     float x[LANES] = {};
-    for (int i = 0; i < count; ++i) x[i] = static_cast<const float*>(base)[index + i * step];
+    for (int i = 0; i < count; ++i) x[i] = from[i * step];
     return load(x);
   } else {
+    const uint16_t* from = static_cast<const uint16_t*>(base) + index;
+#if defined(__AVX512F__)
+    if (step == 1) {
+      const Halves x = (Halves)_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), from);
+      return type == Dtype::bfloat16 ? from_bfloat16(x) : from_float16(x);
+    }
+#endif
     uint16_t x[LANES] = {};
-    for (int i = 0; i < count; ++i) x[i] = static_cast<const uint16_t*>(base)[index + i * step];
+    for (int i = 0; i < count; ++i) x[i] = from[i * step];
     return load_as<type>(x, 0);
   }
 }
@@ -172,13 +184,18 @@ VMAMBA_INLINE Lanes load_some(const void* base, int64_t index, int64_t step, int
 template <Dtype type>
 VMAMBA_INLINE void store_some(void* base, int64_t index, int64_t step, int count, Lanes value) {
   if constexpr (type == Dtype::float32) {
+    float* to = static_cast<float*>(base) + index;
+#if defined(__AVX512F__)
+    if (step == 1) return _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)value);
+#endif
     float x[LANES];
     store(x, value);
-    for (int i = 0; i < count; ++i) static_cast<float*>(base)[index + i * step] = x[i];
+    for (int i = 0; i < count; ++i) to[i * step] = x[i];
   } else {
+    uint16_t* to = static_cast<uint16_t*>(base) + index;
     uint16_t x[LANES];
     store_as<type>(x, 0, value);
-    for (int i = 0; i < count; ++i) static_cast<uint16_t*>(base)[index + i * step] = x[i];
+    for (int i = 0; i < count; ++i) to[i * step] = x[i];
   }
 }
 

@@ -9,44 +9,71 @@ namespace {
 // A chunk of one lane block. What it holds, by pixel and lane:
 struct Work {
   Tile u, dy;
-  Tile delta, slope;   // the step size (times log2(e), as B is times ln 2) and its derivative by the projected step
+  Tile step, slope;    // the step size (times log2(e), as B is times ln 2) and its derivative by the projected step
   Tile through_B;      // sum over states of adjoint · B
   Tile through_decay;  // sum over states of adjoint · decayed state · A
   Tile dstep;          // gradient of the projected step
-  Tile decay[4], decayed[4];  // of the states at work: exp(delta A) and that times the state before
+  Tile decay[4], decayed[4];  // of the states at work: the decay, and that times the state before
 };
 
-void steps_of(const Ss2dShape& shape, const float* rows, const Lane& lane, int64_t length, Work& work) {
-  for (int64_t t = 0; t < length; t += GROUP) {
+// Everything of a chunk that does not depend on other pixels, GROUP pixels at a time; prefetches for the next chunk.
+template <Dtype type, bool whole>
+__attribute__((noinline)) void prepare(const void* x, const float* dy, const float* dx, const float* rows, const Chunk& chunk,
+                                       const Chunk& next, int count, const Lane& lane, int64_t rank, bool softplus, Work& work) {
+  const Lanes bias = load(lane.bias);
+  const float* weights = lane.weights;
+  for (int64_t t = 0; t < chunk.length; t += GROUP) {
     Lanes step[GROUP], slope[GROUP];
-    project(rows, lane.weights, load(lane.bias), shape.rank, t, step);
-    for (int i = 0; i < GROUP; ++i) {
-      slope[i] = splat(1.0f);
-      if (shape.softplus) step[i] = step_size(step[i], slope[i]);
+    project(rows, weights, bias, rank, t, step);
+    if (softplus) {
+      step_sizes(*reinterpret_cast<Lanes(*)[GROUP / 2]>(step), *reinterpret_cast<Lanes(*)[GROUP / 2]>(slope));
+      step_sizes(*reinterpret_cast<Lanes(*)[GROUP / 2]>(step + GROUP / 2), *reinterpret_cast<Lanes(*)[GROUP / 2]>(slope + GROUP / 2));
+    } else {
+      VMAMBA_EACH(GROUP) slope[i] = splat(1.0f);
     }
-    for (int i = 0; i < GROUP; ++i) {
-      store(work.delta + (t + i) * LANES, step[i]);
+    VMAMBA_EACH(GROUP) {
+      store(work.step + (t + i) * LANES, step[i]);
       store(work.slope + (t + i) * LANES, slope[i]);
+      const int64_t from_x = chunk.x[t + i], from_dy = chunk.y[t + i];
+      store(work.u + (t + i) * LANES, whole ? load_as<type>(x, from_x) : load_first<type>(x, from_x, count));
+      store(work.dy + (t + i) * LANES, whole ? load(dy + from_dy) : load_first<Dtype::float32>(dy, from_dy, count));
+      __builtin_prefetch(static_cast<const char*>(x) + next.x[t + i] * (type == Dtype::float32 ? 4 : 2), 0, 2);
+      __builtin_prefetch(dy + next.y[t + i], 0, 2);
+      __builtin_prefetch(dx + next.y[t + i], 1, 2);
     }
   }
 }
 
-// Forward through the chunk once more, keeping what `reverse_states` needs.
-template <int N>
-VMAMBA_INLINE void replay_states(Work& work, const float* B, const float* A, Lanes (&h)[N], int64_t length) {
-  Lanes rate[N];
-  for (int j = 0; j < N; ++j) rate[j] = load(A + j * LANES);
-  for (int64_t t = 0; t < length; ++t) {
-    const Lanes step = load(work.delta + t * LANES), input = step * load(work.u + t * LANES);
-    for (int j = 0; j < N; ++j) {
-      Lanes power[1] = {step * rate[j]};
-      powers_of_two(power);
-      const Lanes decay = power[0], decayed = decay * h[j];
-      h[j] = fma(input, splat(B[j * PIXELS + t]), decayed);
-      store(work.decay[j] + t * LANES, decay);
-      store(work.decayed[j] + t * LANES, decayed);
+// Forward through SPAN pixels once more, keeping what `reverse_states` needs.
+template <int N, int SPAN>
+VMAMBA_INLINE void replay(Work& work, const float* B, const Lanes (&rate)[N], Lanes (&h)[N], int64_t t) {
+  Lanes decay[SPAN * N];
+  VMAMBA_EACH(SPAN * N) decay[i] = load(work.step + (t + i / N) * LANES) * rate[i % N];
+  powers_of_two(decay);
+#pragma GCC unroll 4
+  for (int s = 0; s < SPAN; ++s) {
+    const int64_t at = (t + s) * LANES;
+    const Lanes input = load(work.step + at) * load(work.u + at);
+    VMAMBA_EACH(N) {
+      const Lanes decayed = decay[s * N + i] * h[i];
+      h[i] = fma(input, splat(B[i * PIXELS + t + s]), decayed);
+      store(work.decay[i] + at, decay[s * N + i]);
+      store(work.decayed[i] + at, decayed);
     }
   }
+}
+
+template <int N>
+__attribute__((noinline)) void replay_states(Work& work, const float* B, const float* A, Lanes (&h)[N], int64_t length) {
+  constexpr int SPAN = N >= 4 ? 1 : 4 / N;
+  Lanes rate[N], state[N];
+  for (int j = 0; j < N; ++j) {
+    rate[j] = load(A + j * LANES);
+    state[j] = h[j];
+  }
+  int64_t t = 0;
+  for (; t + SPAN <= length; t += SPAN) replay<N, SPAN>(work, B, rate, state, t);
+  for (; t < length; ++t) replay<N, 1>(work, B, rate, state, t);
 }
 
 // Lane i of the result is the sum of row i.
@@ -71,35 +98,56 @@ VMAMBA_INLINE Lanes row_sums(const Lanes (&row)[LANES]) {
 #endif
 }
 
-// The adjoint recurrence of N states, backwards through the chunk. `adjoint` enters and leaves as exp(delta A) · adjoint of
-// the pixel after; dA, dB and dC grow.
-template <int N>
-VMAMBA_INLINE void reverse_states(Work& work, const float* B, const float* C, const float* A, int64_t length,
-                                  float* adjoint, float* dA, int64_t dA_step, float* dB, float* dC) {
+// What turns the sums over states into gradients of the projected step and of x.
+struct Finish {
+  Lanes skip, of_bias;
+  float* dx;
+};
+
+VMAMBA_INLINE void finish(Work& work, int64_t t, Lanes through_B, Lanes through_decay, Finish& to) {
+  const Lanes ddelta = fma(through_B * load(work.u + t * LANES), splat(LOG2_E), through_decay);
+  const Lanes dstep = ddelta * load(work.slope + t * LANES);
+  to.of_bias += dstep;
+  store(work.dstep + t * LANES, dstep);
+  store(to.dx + t * LANES, fma(through_B, load(work.step + t * LANES), to.skip * load(work.dy + t * LANES)));
+}
+
+// The adjoint recurrence of N states, backwards through the chunk. `adjoint` enters and leaves as decay · adjoint of the pixel
+// after; dA, dB and dC grow. Where these are all the states there are (`alone`), each pixel is finished at once.
+template <int N, bool alone>
+__attribute__((noinline)) void reverse_states(Work& work, const float* B, const float* C, const float* A, int64_t length,
+                                              float* adjoint, float* dA, int64_t dA_step, float* dB, float* dC, Finish& to) {
   Lanes carried[N], rate[N], of_A[N];
   for (int j = 0; j < N; ++j) {
     carried[j] = load(adjoint + j * LANES);
     rate[j] = load(A + j * LANES);
     of_A[j] = load(dA + j * dA_step);
   }
-  Lanes of_B[N][LANES] = {}, of_C[N][LANES] = {};
+  Finish finishing = to;
+  Lanes of_B[N][LANES], of_C[N][LANES];
   for (int64_t first = (length - 1) / LANES * LANES; first >= 0; first -= LANES) {
     for (int64_t t = smaller(first + LANES, length) - 1; t >= first; --t) {
-      const Lanes step = load(work.delta + t * LANES), input = step * load(work.u + t * LANES), dy = load(work.dy + t * LANES);
-      Lanes through_B = load(work.through_B + t * LANES), through_decay = load(work.through_decay + t * LANES);
-      for (int j = 0; j < N; ++j) {
-        const Lanes b = splat(B[j * PIXELS + t]), decayed = load(work.decayed[j] + t * LANES);
-        const Lanes q = fma(dy, splat(C[j * PIXELS + t]), carried[j]);
-        of_C[j][t - first] = dy * fma(input, b, decayed);
-        of_B[j][t - first] = q * input;
+      const int64_t at = t * LANES;
+      const Lanes step = load(work.step + at), input = step * load(work.u + at), dy = load(work.dy + at);
+      Lanes through_B = alone ? Lanes{} : load(work.through_B + at);
+      Lanes through_decay = alone ? Lanes{} : load(work.through_decay + at);
+      VMAMBA_EACH(N) {
+        const Lanes b = splat(B[i * PIXELS + t]), decayed = load(work.decayed[i] + at);
+        const Lanes q = fma(dy, splat(C[i * PIXELS + t]), carried[i]);
+        of_C[i][t - first] = dy * fma(input, b, decayed);
+        of_B[i][t - first] = q * input;
         through_B = fma(q, b, through_B);
         const Lanes pull = q * decayed;
-        through_decay = fma(pull, rate[j], through_decay);
-        of_A[j] = fma(pull, step, of_A[j]);
-        carried[j] = load(work.decay[j] + t * LANES) * q;
+        through_decay = fma(pull, rate[i], through_decay);
+        of_A[i] = fma(pull, step, of_A[i]);
+        carried[i] = load(work.decay[i] + at) * q;
       }
-      store(work.through_B + t * LANES, through_B);
-      store(work.through_decay + t * LANES, through_decay);
+      if (alone) {
+        finish(work, t, through_B, through_decay, finishing);
+      } else {
+        store(work.through_B + at, through_B);
+        store(work.through_decay + at, through_decay);
+      }
     }
     for (int j = 0; j < N; ++j) {
       store(dB + j * PIXELS + first, load(dB + j * PIXELS + first) + row_sums(of_B[j]) * LN_2);
@@ -110,25 +158,11 @@ VMAMBA_INLINE void reverse_states(Work& work, const float* B, const float* C, co
     store(adjoint + j * LANES, carried[j]);
     store(dA + j * dA_step, of_A[j]);
   }
-}
-
-// Turn the sums over states into gradients of the projected step and (in place of through_B) of x.
-VMAMBA_INLINE void finish_pixels(Work& work, Lanes skip, int64_t length, float* d_dt_bias) {
-  Lanes of_bias = load(d_dt_bias);
-  for (int64_t t = 0; t < length; ++t) {
-    const Lanes through_B = load(work.through_B + t * LANES);
-    const Lanes ddelta = fma(through_B * load(work.u + t * LANES), splat(LOG2_E), load(work.through_decay + t * LANES));
-    const Lanes dstep = ddelta * load(work.slope + t * LANES);
-    of_bias += dstep;
-    store(work.dstep + t * LANES, dstep);
-    store(work.through_B + t * LANES, fma(through_B, load(work.delta + t * LANES), skip * load(work.dy + t * LANES)));
-  }
-  for (int64_t t = length; t % LANES; ++t) store(work.dstep + t * LANES, Lanes{});
-  store(d_dt_bias, of_bias);
+  to = finishing;
 }
 
 // Gradient of the low-rank step: the weights' transpose times dstep, with lanes over pixels.
-VMAMBA_INLINE void low_rank_gradient(const Work& work, const float* weights, int64_t rank, int channels, int64_t length, float* sums) {
+__attribute__((noinline)) void low_rank_gradient(const Work& work, const float* weights, int64_t rank, int channels, int64_t length, float* sums) {
   for (int64_t t = 0; t < length; t += LANES) {
     Lanes of_channel[LANES];
     for (int i = 0; i < LANES; ++i) of_channel[i] = load(work.dstep + (t + i) * LANES);
@@ -137,21 +171,26 @@ VMAMBA_INLINE void low_rank_gradient(const Work& work, const float* weights, int
       constexpr int N = decltype(n)::value;
       Lanes sum[N];
       for (int s = 0; s < N; ++s) sum[s] = load(sums + (i + s) * PIXELS + t);
-      for (int c = 0; c < channels; ++c)
-        for (int s = 0; s < N; ++s) sum[s] = fma(of_channel[c], splat(weights[c * rank + i + s]), sum[s]);
+      const float* row = weights + i;
+      for (int c = 0; c < channels; ++c, row += rank) {
+        const Lanes dstep = of_channel[c];
+#pragma GCC unroll 8
+        for (int s = 0; s < N; ++s) sum[s] = fma(dstep, splat(row[s]), sum[s]);
+      }
       for (int s = 0; s < N; ++s) store(sums + (i + s) * PIXELS + t, sum[s]);
     });
   }
 }
 
 // Gradient of the weights: dstep times the low-rank step, summed over pixels.
-VMAMBA_INLINE void weight_gradient(const Work& work, const float* rows, int64_t rank, int64_t length, float* sums, int64_t sums_step) {
+__attribute__((noinline)) void weight_gradient(const Work& work, const float* rows, int64_t rank, int64_t length, float* sums, int64_t sums_step) {
   in_blocks<8>(rank, [&](int64_t i, auto n) {
     constexpr int N = decltype(n)::value;
     Lanes sum[N];
     for (int s = 0; s < N; ++s) sum[s] = load(sums + (i + s) * sums_step);
     for (int64_t t = 0; t < length; ++t) {
       const Lanes dstep = load(work.dstep + t * LANES);
+#pragma GCC unroll 8
       for (int s = 0; s < N; ++s) sum[s] = fma(dstep, splat(rows[(i + s) * PIXELS + t]), sum[s]);
     }
     for (int s = 0; s < N; ++s) store(sums + (i + s) * sums_step, sum[s]);
@@ -181,54 +220,70 @@ void run_direction(const Ss2dBackwardArgs& args, int64_t image, int k, int64_t s
   float* dx_dbl = (args.slice_sums ? args.slice_sums + slice * shape.batch * pixels * SS2D_DIRECTIONS * columns : args.dx_dbl) +
                   (image * pixels * SS2D_DIRECTIONS + k) * columns;
   const Tensor& x = args.in.x;
-  Chunk chunk;
+  const int64_t blocks = ceil_div(end - channel, LANES);
+  float* dx_tiles = lanes + blocks * lane_floats(shape);
+  const char* x_map = static_cast<const char*>(x.data) + (image * x.stride[0] + channel) * size_of(x.dtype);
+  const float* dy_map = args.dy + image * pixels * shape.channels + channel;
+  float* dx_map = args.dx + image * pixels * shape.channels + channel;
 
   const Walk walk = walk_of(shape, k);
   const int64_t last = (chunk_count(shape) - 1) * PIXELS;
-  for (int64_t first = last; first >= 0; first -= PIXELS) {
-    place_chunk(shape, walk, x.stride[1], first, chunk);
+  Chunk chunks[2];
+  place_chunk(shape, walk, x.stride[1], last, chunks[0]);
+  for (int64_t first = last, turned = 0; first >= 0; first -= PIXELS, turned ^= 1) {
+    const Chunk& chunk = chunks[turned];
+    Chunk& next = chunks[turned ^ 1];
+    if (first > 0) {
+      place_chunk(shape, walk, x.stride[1], first - PIXELS, next);
+      prefetch_columns(shape, args.in.x_dbl, image, k, next);
+    }
     load_columns(shape, args.in.x_dbl, image, k, chunk, rows);
     for (int64_t i = 0; i < columns * PIXELS; i += LANES) store(sums + i, Lanes{});
 
-    float* memory_of_lane = lanes;
-    for (int64_t c = channel; c < end; c += LANES, memory_of_lane += lane_floats(shape)) {
-      const Block block = block_at(shape, c);
-      const Lane lane = lane_at(shape, memory_of_lane);
+    for (int64_t i = 0; i < blocks; ++i) {
+      const Block block = block_at(shape, channel + i * LANES);
+      const Lane lane = lane_at(shape, lanes + i * lane_floats(shape));
       if (first == last) start_lane(shape, args.in, k, block, lane);
-      float* d_dt_weight = args.group_sums + group * group_floats(shape) + k * sum_rows(shape) * padded + c;
+      float* d_dt_weight = args.group_sums + group * group_floats(shape) + k * sum_rows(shape) * padded + block.channel;
       float* dA = d_dt_weight + rank * padded;
       float* d_dt_bias = dA + states * padded;
 
       with_dtype(x.dtype, [&](auto type) {
-        load_tile_as<decltype(type)::value>(x.data, image * x.stride[0] + c, chunk.x, chunk.length, block.count, work.u);
+        constexpr Dtype T = decltype(type)::value;
+        auto run = block.count == LANES ? prepare<T, true> : prepare<T, false>;
+        run(x_map + i * LANES * size_of(x.dtype), dy_map + i * LANES, dx_map + i * LANES, rows, chunk, next, block.count, lane,
+            rank, shape.softplus, work);
       });
-      load_tile_as<Dtype::float32>(args.dy, image * pixels * shape.channels + c, chunk.y, chunk.length, block.count, work.dy);
-      steps_of(shape, rows, lane, chunk.length, work);
-      for (int64_t t = 0; t < chunk.length; ++t) {
+      Finish to{k == TURNS[0] ? total_skip(shape, args.in.D, block) : Lanes{}, load(d_dt_bias), dx_tiles + i * TILE};
+      const bool alone = states <= 4;
+      for (int64_t t = 0; !alone && t < chunk.length; ++t) {
         store(work.through_B + t * LANES, Lanes{});
         store(work.through_decay + t * LANES, Lanes{});
       }
       in_blocks<4>(states, [&](int64_t j, auto n) {
         constexpr int N = decltype(n)::value;
         Lanes h[N] = {};
-        const int64_t from = saved_at(shape, image, k, first, block) + j * shape.channels;
         for (int s = 0; first > 0 && s < N; ++s)
-          h[s] = load_first<Dtype::float32>(args.saved, from + s * shape.channels, block.count);
+          h[s] = load_first<Dtype::float32>(args.saved, saved_at(shape, image, k, first, block) + (j + s) * shape.channels, block.count);
         replay_states<N>(work, B + j * PIXELS, lane.A + j * LANES, h, chunk.length);
-        reverse_states<N>(work, B + j * PIXELS, C + j * PIXELS, lane.A + j * LANES, chunk.length,
-                          lane.state + j * LANES, dA + j * padded, padded, dB + j * PIXELS, dC + j * PIXELS);
+        auto run = alone ? reverse_states<N, true> : reverse_states<N, false>;
+        run(work, B + j * PIXELS, C + j * PIXELS, lane.A + j * LANES, chunk.length, lane.state + j * LANES, dA + j * padded,
+            padded, dB + j * PIXELS, dC + j * PIXELS, to);
       });
-      finish_pixels(work, k == 0 ? total_skip(shape, args.in.D, block) : Lanes{}, chunk.length, d_dt_bias);
-      merge(k == 0, args.dx + image * pixels * shape.channels, chunk, block, work.through_B);
-      low_rank_gradient(work, args.in.dt_weight + (k * shape.channels + c) * rank, rank, block.count, chunk.length, sums);
+      for (int64_t t = 0; !alone && t < chunk.length; ++t)
+        finish(work, t, load(work.through_B + t * LANES), load(work.through_decay + t * LANES), to);
+      store(d_dt_bias, to.of_bias);
+      for (int64_t t = chunk.length; t % LANES; ++t) store(work.dstep + t * LANES, Lanes{});
+      low_rank_gradient(work, args.in.dt_weight + (k * shape.channels + block.channel) * rank, rank, block.count, chunk.length, sums);
       weight_gradient(work, rows, rank, chunk.length, d_dt_weight, padded);
-      if (k == 0 && args.dD) {
-        float* dD = args.group_sums + (group + 1) * group_floats(shape) - padded + c;
+      if (k == TURNS[0] && args.dD) {
+        float* dD = args.group_sums + (group + 1) * group_floats(shape) - padded + block.channel;
         Lanes sum = load(dD);
         for (int64_t t = 0; t < chunk.length; ++t) sum = fma(load(work.dy + t * LANES), load(work.u + t * LANES), sum);
         store(dD, sum);
       }
     }
+    merge(k == TURNS[0], chunk, end - channel, dx_tiles, dx_map);
     transpose_out(dx_dbl, [&](int64_t t) { return chunk.pixel[t] * SS2D_DIRECTIONS * columns; }, chunk.length, columns, sums, PIXELS);
   }
 }

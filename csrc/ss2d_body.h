@@ -19,7 +19,7 @@ constexpr int GROUP = 8;  // pixels that are projected together: each weight is 
 
 static_assert(PIXELS % LANES == 0 && PIXELS % GROUP == 0, "chunks are whole transposes and whole groups");
 
-typedef float Tile[PIXELS * LANES];
+typedef float Tile[PIXELS * LANES + LANES];  // one vector more, so that neighbouring tiles do not share sets of the cache
 
 VMAMBA_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 VMAMBA_INLINE int64_t pixel_count(const Ss2dShape& shape) { return shape.height * shape.width; }
@@ -132,7 +132,7 @@ VMAMBA_INLINE void transpose_out(float* base, RowAt&& row_at, int64_t rows, int6
 // ---- a chunk's contents --------------------------------------------------------------------------------------
 
 // The columns of x_dbl over the chunk's pixels: rows[column * PIXELS + t]. B is multiplied by ln 2, see ss2d_math.h.
-void load_columns(const Ss2dShape& shape, const Tensor& x_dbl, int64_t image, int direction, const Chunk& chunk, float* rows) {
+__attribute__((noinline)) void load_columns(const Ss2dShape& shape, const Tensor& x_dbl, int64_t image, int direction, const Chunk& chunk, float* rows) {
   const int64_t offset = image * x_dbl.stride[0] + direction * x_dbl.stride[2];
   with_dtype(x_dbl.dtype, [&](auto type) {
     transpose_in<decltype(type)::value>(
@@ -161,16 +161,6 @@ struct Block {
 
 VMAMBA_INLINE Block block_at(const Ss2dShape& shape, int64_t channel) {
   return {channel, static_cast<int>(smaller(shape.channels - channel, LANES))};
-}
-
-// A map at the chunk's pixels and the block's channels: tile[t * LANES + lane], 0 in lanes without a channel.
-template <Dtype type>
-VMAMBA_INLINE void load_tile_as(const void* base, int64_t offset, const int64_t (&place)[PIXELS], int64_t length, int count, float* tile) {
-  if (count == LANES) {
-    for (int64_t t = 0; t < length; ++t) store(tile + t * LANES, load_as<type>(base, offset + place[t]));
-  } else {
-    for (int64_t t = 0; t < length; ++t) store(tile + t * LANES, load_first<type>(base, offset + place[t], count));
-  }
 }
 
 // One direction's parameters of a lane block, lanes over channels, and the block's state or its adjoint.
@@ -212,21 +202,21 @@ VMAMBA_INLINE int64_t saved_at(const Ss2dShape& shape, int64_t image, int direct
   return ((image * SS2D_DIRECTIONS + direction) * (chunk_count(shape) - 1) + first / PIXELS - 1) * shape.states * shape.channels + block.channel;
 }
 
-// The map at the chunk's pixels becomes, or grows by, the tile.
-template <bool first>
-VMAMBA_INLINE void merge_as(float* map, const Chunk& chunk, Block block, const float* tile) {
+// A map at the chunk's pixels becomes, or grows by, tiles of a task's lane blocks, TILE floats apart. All blocks of a pixel
+// together: they lie in sets of the cache of their own (see Walk).
+constexpr int64_t TILE = sizeof(Tile) / sizeof(float);
+__attribute__((noinline)) void merge(bool first, const Chunk& chunk, int64_t channels, const float* tiles, float* map) {
   for (int64_t t = 0; t < chunk.length; ++t) {
-    const int64_t at = chunk.y[t] + block.channel;
-    const Lanes value = load(tile + t * LANES);
-    if (block.count == LANES)
-      store(map + at, first ? value : load(map + at) + value);
-    else
-      store_first(map, at, block.count, first ? value : load_first<Dtype::float32>(map, at, block.count) + value);
+    const float* from = tiles + t * LANES;
+    for (int64_t c = 0; c < channels; c += LANES, from += TILE) {
+      float* to = map + chunk.y[t] + c;
+      const int count = static_cast<int>(smaller(channels - c, LANES));
+      if (count == LANES)
+        store(to, first ? load(from) : load(to) + load(from));
+      else
+        store_first(to, 0, count, first ? load(from) : load_first<Dtype::float32>(to, 0, count) + load(from));
+    }
   }
-}
-
-VMAMBA_INLINE void merge(bool first, float* map, const Chunk& chunk, Block block, const float* tile) {
-  first ? merge_as<true>(map, chunk, block, tile) : merge_as<false>(map, chunk, block, tile);
 }
 
 // bias + weights · low-rank step, for GROUP pixels from t on.

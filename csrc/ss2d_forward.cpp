@@ -89,23 +89,6 @@ __attribute__((noinline)) void scan(const Ss2dShape& shape, const Tiles& tiles, 
   });
 }
 
-// y at the chunk's pixels grows by the tiles of the task's lane blocks, which become 0 again. All blocks of a pixel together:
-// they lie in sets of the cache of their own (see Walk).
-void merge(const Chunk& chunk, int64_t channels, float* y, float* tiles) {
-  for (int64_t t = 0; t < chunk.length; ++t) {
-    float* from = tiles + t * LANES;
-    for (int64_t c = 0; c < channels; c += LANES, from += PIXELS * LANES) {
-      float* to = y + chunk.y[t] + c;
-      const int count = static_cast<int>(smaller(channels - c, LANES));
-      if (count == LANES)
-        store(to, load(to) + load(from));
-      else
-        store_first(to, 0, count, load_first<Dtype::float32>(to, 0, count) + load(from));
-      store(from, Lanes{});
-    }
-  }
-}
-
 // One direction of one image, for some lane blocks. `memory` holds the rows, the blocks' parameters, and tiles for y.
 void run_direction(const Ss2dForwardArgs& args, int64_t image, int turn, int64_t channel, float* memory, Tiles& tiles) {
   const Ss2dShape& shape = args.shape;
@@ -122,7 +105,6 @@ void run_direction(const Ss2dForwardArgs& args, int64_t image, int turn, int64_t
   int64_t in_tile[PIXELS];
   if (walk.colliding) {
     for (int64_t t = 0; t < PIXELS; ++t) in_tile[t] = t * LANES;
-    for (int64_t i = 0; i < blocks * PIXELS; ++i) store(sums + i * LANES, Lanes{});
   }
 
   Chunk chunks[2];
@@ -155,12 +137,14 @@ void run_direction(const Ss2dForwardArgs& args, int64_t image, int turn, int64_t
             turn == 0 ? &skip : nullptr, tiles);
       });
       auto run = whole || walk.colliding ? scan<true> : scan<false>;
-      if (walk.colliding)
-        run(shape, tiles, rows, chunk.length, lane, in_tile, LANES, sums + i * PIXELS * LANES);
-      else
+      if (walk.colliding) {
+        for (int64_t t = 0; t < chunk.length; ++t) store(sums + i * TILE + t * LANES, Lanes{});
+        run(shape, tiles, rows, chunk.length, lane, in_tile, LANES, sums + i * TILE);
+      } else {
         run(shape, tiles, rows, chunk.length, lane, chunk.y, block.count, y);
+      }
     }
-    if (walk.colliding) merge(chunk, channels, y_map, sums);
+    if (walk.colliding) merge(false, chunk, channels, sums, y_map);
   }
 }
 

@@ -54,9 +54,8 @@ template <int N>
 VMAMBA_INLINE void step_sizes(Lanes (&p)[N]) {
   Lanes r[N], f[N], entry[N], w[N];
   VMAMBA_EACH(N) {
-    const Lanes x = as_lanes(as_bits(p[i]) | 0x80000000u);  // -|p|
-    entry[i] = x + ROUND_TO_ENTRY;
-    f[i] = x;
+    f[i] = as_lanes(as_bits(p[i]) | 0x80000000u);  // -|p|
+    entry[i] = f[i] + ROUND_TO_ENTRY;
   }
   VMAMBA_EACH(N) r[i] = entry[i] - ROUND_TO_ENTRY;
   VMAMBA_EACH(N) entry[i] = softplus_entry(entry[i]);
@@ -70,19 +69,28 @@ VMAMBA_INLINE void step_sizes(Lanes (&p)[N]) {
   VMAMBA_EACH(N) p[i] = w[i] + at_least(p[i], Lanes{});
 }
 
-// The step size and, as `slope`, its derivative.
-VMAMBA_INLINE Lanes step_size(Lanes p, Lanes& slope) {
-  const Lanes x = as_lanes(as_bits(p) | 0x80000000u);
-  const Lanes rounded = x + ROUND_TO_ENTRY, r = rounded - ROUND_TO_ENTRY, f = x - r;
-  const Lanes entry = softplus_entry(rounded);
-  Lanes w = look_up(softplus_fine_terms[6], entry), derivative = Lanes{};
-  for (int i = 5; i >= 0; --i) {
-    derivative = i == 5 ? w : fma(derivative, f, w);
-    w = fma(w, f, look_up(softplus_fine_terms[i], entry));
+// The step sizes and their derivatives.
+template <int N>
+VMAMBA_INLINE void step_sizes(Lanes (&p)[N], Lanes (&slope)[N]) {
+  Lanes r[N], f[N], entry[N], w[N];
+  VMAMBA_EACH(N) {
+    f[i] = as_lanes(as_bits(p[i]) | 0x80000000u);
+    entry[i] = f[i] + ROUND_TO_ENTRY;
   }
-  derivative = scale(derivative, r);  // by x
-  slope = p > 0.0f ? 1.0f - derivative : derivative;
-  return scale(w, r) + at_least(p, Lanes{});
+  VMAMBA_EACH(N) r[i] = entry[i] - ROUND_TO_ENTRY;
+  VMAMBA_EACH(N) entry[i] = softplus_entry(entry[i]);
+  VMAMBA_EACH(N) f[i] = f[i] - r[i];
+  VMAMBA_EACH(N) slope[i] = look_up(softplus_fine_terms[6], entry[i]);
+  VMAMBA_EACH(N) w[i] = fma(slope[i], f[i], look_up(softplus_fine_terms[5], entry[i]));
+#pragma GCC unroll 8
+  for (int term = 4; term >= 0; --term) {
+    VMAMBA_EACH(N) slope[i] = fma(slope[i], f[i], w[i]);
+    VMAMBA_EACH(N) w[i] = fma(w[i], f[i], look_up(softplus_fine_terms[term], entry[i]));
+  }
+  VMAMBA_EACH(N) slope[i] = scale(slope[i], r[i]);  // the derivative by -|p|
+  VMAMBA_EACH(N) w[i] = scale(w[i], r[i]);
+  VMAMBA_EACH(N) slope[i] = p[i] > 0.0f ? 1.0f - slope[i] : slope[i];
+  VMAMBA_EACH(N) p[i] = w[i] + at_least(p[i], Lanes{});
 }
 
 // 2^x
@@ -111,10 +119,13 @@ VMAMBA_INLINE void step_sizes(Lanes (&p)[N]) {
   VMAMBA_EACH(N) p[i] = fma(log1p_unit(exp2(-absolute(p[i]))), splat(LOG2_E), at_least(p[i], Lanes{}));
 }
 
-VMAMBA_INLINE Lanes step_size(Lanes p, Lanes& slope) {
-  const Lanes z = exp2(-absolute(p));
-  slope = sigmoid_given(p, z);
-  return fma(log1p_unit(z), splat(LOG2_E), at_least(p, Lanes{}));
+template <int N>
+VMAMBA_INLINE void step_sizes(Lanes (&p)[N], Lanes (&slope)[N]) {
+  VMAMBA_EACH(N) {
+    const Lanes z = exp2(-absolute(p[i]));
+    slope[i] = sigmoid_given(p[i], z);
+    p[i] = fma(log1p_unit(z), splat(LOG2_E), at_least(p[i], Lanes{}));
+  }
 }
 
 template <int N>

@@ -32,7 +32,9 @@ def test_no_place_sees_both_marks_but_through_the_scan(scan: bool, monkeypatch: 
     model = vmamba.create_model("vmamba_nano", num_classes=2).double().eval()
     pixels, _ = make_marks(1, 0)
     image = torch.from_numpy(pixels).permute(0, 3, 1, 2).double() / 255
-    middle = (SIZE[1] - GAP) // 2  # columns up to here hold the left mark, columns from the mirrored place the right one
+    middle = (
+        SIZE[1] - GAP
+    ) // 2  # columns up to here hold the left mark, columns from the mirrored place the right one
     changed = {"left": image.clone(), "right": image.clone()}
     changed["left"][..., :middle] = torch.rand(1, 3, SIZE[0], middle, dtype=torch.float64)
     changed["right"][..., SIZE[1] - middle :] = torch.rand(1, 3, SIZE[0], middle, dtype=torch.float64)

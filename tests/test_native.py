@@ -215,10 +215,17 @@ def test_missing_library_is_an_obstacle_with_the_mend(fresh_loader: pytest.Monke
     fresh_loader.setattr(native, "library_path", lambda: None)
     with pytest.raises(BackendError, match="compiled CPU kernels are missing") as caught:
         selective_scan(*tiny_inputs(), backend="oflex")
-    assert "--no-cache-dir --no-binary vmamba" in str(caught.value)
+    assert native.MEND[1:] in str(caught.value)
     with recorded_runs() as runs:
         selective_scan(*tiny_inputs(), backend=None)
     assert [run.backend for run in runs] == ["torch"]
+
+
+def test_mend_gets_past_pips_cached_wheel_or_builds_the_working_tree(tmp_path: Path) -> None:
+    assert "--force-reinstall --no-deps --no-cache-dir --no-binary vmamba vmamba" in native.mend(tmp_path)
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "build_native.sh").touch()
+    assert native.mend(tmp_path) == "run `tools/build_native.sh`"
 
 
 def test_broken_library_is_an_obstacle_with_the_reason(fresh_loader: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -227,6 +234,25 @@ def test_broken_library_is_an_obstacle_with_the_reason(fresh_loader: pytest.Monk
     fresh_loader.setattr(native, "library_path", lambda: broken)
     with pytest.raises(BackendError, match=r"do not load .*libvmamba_native"):
         selective_scan(*tiny_inputs(), backend="oflex")
+
+
+def test_another_library_can_be_named(fresh_loader: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    installed = native.library_path()
+    assert installed is not None
+    copy = tmp_path / "copy.so"
+    copy.write_bytes(installed.read_bytes())
+    fresh_loader.setenv(native.LIBRARY_VARIABLE, str(copy))
+    selective_scan(*tiny_inputs(), backend="oflex")
+    assert native.library()._name == str(copy)
+
+
+@pytest.mark.parametrize("backend", ["oflex", None])
+def test_a_named_library_that_does_not_load_is_an_error_and_no_silent_fallback(
+    fresh_loader: pytest.MonkeyPatch, tmp_path: Path, backend: str | None
+) -> None:
+    fresh_loader.setenv(native.LIBRARY_VARIABLE, str(tmp_path / "none.so"))
+    with pytest.raises(BackendError, match=r"VMAMBA_NATIVE_LIBRARY='.*none\.so' does not load .* or unset it"):
+        selective_scan(*tiny_inputs(), backend=backend)
 
 
 def test_library_of_other_sources_is_refused() -> None:

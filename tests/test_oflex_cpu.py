@@ -20,7 +20,8 @@ NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # b, k, d, n, l: one of everything; channels and lengths below, at and above every lane count and chunk length; state
-# counts on both sides of the groups of four that the kernels work in.
+# counts on both sides of the groups of four that the kernels work in; many images, so that backward sums over several
+# blocks of channels in one task.
 SHAPES = (
     (1, 1, 1, 1, 1),
     (2, 4, 5, 1, 49),
@@ -29,6 +30,7 @@ SHAPES = (
     (2, 1, 24, 7, 65),
     (1, 4, 20, 1, 130),
     (1, 1, 3, 21, 97),
+    (33, 2, 40, 2, 5),
 )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vmamba.parsing import CommandParser
+    from vmamba.tasks.bench_scan import BenchScanConfig
 
 # Tasks are imported inside the functions that call them: `vmamba --help` should not wait for timm or matplotlib.
 
@@ -200,11 +201,19 @@ def _bench_scan_options(parser: CommandParser) -> None:
     parser.add_group(BenchScanConfig, skip={"backward", "loop"})
 
 
-def _bench_scan(values: Namespace) -> int:
-    from vmamba.tasks.bench_scan import BenchScanConfig, run_bench_scan
+def bench_scan_config(values: Namespace) -> tuple[Sequence[str], BenchScanConfig]:
+    """The shapes and the configuration that the options of ``vmamba bench scan`` make."""
+    from vmamba.tasks.bench_scan import BenchScanConfig
 
-    shapes, values.loop = values.pop("shape") or (), not values.pop("no_loop")
-    return run_bench_scan(_build(BenchScanConfig, values), _console(), shapes)
+    given = {name: value for name, value in vars(values).items() if name not in ("shape", "no_loop")}
+    return values.shape or (), BenchScanConfig(**given, loop=not values.no_loop)
+
+
+def _bench_scan(values: Namespace) -> int:
+    from vmamba.tasks.bench_scan import run_bench_scan
+
+    shapes, config = bench_scan_config(values)
+    return run_bench_scan(config, _console(), shapes)
 
 
 def _bench_model_options(parser: CommandParser) -> None:

@@ -84,6 +84,7 @@ class DataConfig:
         data_dir: Where the images lie; needed by folder, optional for fashion-mnist.
         image_size: Side of the square that the model sees, pixels; by default the data set's own.
         in_chans: 1 (grey) or 3 (RGB); by default the data set's own.
+        train_images: Train on this many of the training images, evenly over the classes; by default all.
         seed: Seed of the split into train, validation and test. Apart from the training seed, so that no run's test
             image is another run's training image.
         unreadable: Whether an image that cannot be decoded stops the run before it starts, or is left out and counted.
@@ -95,6 +96,7 @@ class DataConfig:
     data_dir: Path | None = None
     image_size: int | None = None
     in_chans: int | None = None
+    train_images: int | None = None
     seed: int = 0
     unreadable: Literal["stop", "skip"] = "stop"
     verify: bool = True
@@ -119,6 +121,8 @@ class DataConfig:
             raise ConfigError(f"image_size={self.image_size}: want a number of pixels, 1 or more")
         if self.in_chans is not None:
             mode_of(self.in_chans)
+        if self.train_images is not None and self.train_images < 1:
+            raise ConfigError(f"train_images={self.train_images}: want a number of images, 1 or more")
         if self.seed < 0:
             raise ConfigError(f"data seed={self.seed}: want 0 or more")
         if self.unreadable not in ("stop", "skip"):

@@ -59,6 +59,25 @@ class ArrayImages:
         return digest.hexdigest()[:16]
 
 
+class SelectedImages:
+    """Some of another set's images, at ``indices``."""
+
+    def __init__(self, images: LabelledImages, indices: npt.NDArray[np.int64]) -> None:
+        self.images = images
+        self.indices = indices
+        self.targets: Sequence[int] = [images.targets[i] for i in indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.images[int(self.indices[index])]
+
+    def fingerprint(self) -> str:
+        """A hash of the set's own fingerprint and the choice."""
+        return hashlib.sha256(self.images.fingerprint().encode() + self.indices.tobytes()).hexdigest()[:16]
+
+
 class TransformedImages(Dataset[tuple[Tensor, int]]):
     """``(image, label)`` → ``(tensor, label)``."""
 
@@ -127,6 +146,17 @@ def stratified_split(
     return tuple(np.sort(np.concatenate(part)) for part in parts)
 
 
+def balanced_sample(targets: Sequence[int], count: int, seed: int) -> npt.NDArray[np.int64]:
+    """Choose ``count`` indices at random, class by class in turn until a class has no more."""
+    random = np.random.RandomState(seed)
+    labels = np.asarray(targets)
+    ranked = []  # (turn, random order of the classes within it, index)
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        ranked += [(turn, random.random_sample(), int(index)) for turn, index in enumerate(members)]
+    return np.sort(np.array([index for *_, index in sorted(ranked)[:count]], dtype=np.int64))
+
+
 #: Share of training, validation and test where a data set comes unsplit.
 FRACTIONS = (0.6, 0.2, 0.2)
 
@@ -145,7 +175,13 @@ def load_splits(config: DataConfig) -> Splits:
         "folder": folder.load,
         "marks": long_range.load,
     }
-    return loaders[config.dataset](config)
+    splits = loaders[config.dataset](config)
+    if config.train_images is None:
+        return splits
+    if config.train_images > len(splits.train):
+        raise DataError(f"train_images={config.train_images}, but there are {len(splits.train)} training images")
+    chosen = balanced_sample(splits.train.targets, config.train_images, config.seed)
+    return replace(splits, train=SelectedImages(splits.train, chosen))
 
 
 def preprocessing_for(config: DataConfig, fixed_size: tuple[int, int] | None = None) -> Preprocessing:

@@ -91,7 +91,7 @@ def races_figure(races: Sequence[Race], machine: dict[str, Any]) -> Figure:
         title = "; failed: ".join(filter(None, [one.title, ", ".join(left_out)]))
         axes.set_title(title, fontsize=10, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
-    place = f"{machine['cpu']}, {machine['threads']} threads"
+    place = f"{machine['cpu']}, threads: {machine['threads']}"
     place = place if machine["device"] == "cpu" else f"{machine['device']}"
     figure.suptitle(f"{place}; torch {machine['torch']}; ratios to the dark bar", fontsize=9, x=0.01, ha="left")
     return figure

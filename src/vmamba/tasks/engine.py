@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 from vmamba.data import LabelledImages, Splits, TransformedImages
 from vmamba.errors import ConfigError, TrainingError, VMambaError
 from vmamba.models import VSSM, create_model
+from vmamba.tasks.finetune import freeze_stages, hold_still, load_init, train_head_only
 from vmamba.tasks.rng import restore_rng_state, rng_state, seed_everything
 from vmamba.tasks.scores import ScoreCounter, Scores
 from vmamba.tasks.train_config import TrainConfig
@@ -113,7 +114,13 @@ class Engine:
         self.accelerator = accelerator
         self.classes = splits.classes
         seed_everything(config.seed)  # the same weights in every process
-        model = build_model(config, splits).to(accelerator.device)
+        if config.head_only_epochs and accelerator.num_processes > 1:
+            raise ConfigError("head_only_epochs needs a single process; leave it out or start one process")
+        model = build_model(config, splits)
+        if config.init is not None and config.resume is None:  # a resumed run has its own weights
+            load_init(model, config.init)
+        freeze_stages(model, config.freeze_stages)
+        model = model.to(accelerator.device)
         self.model_config = model.config
         seed_everything(config.seed, 1 + accelerator.process_index)
 
@@ -171,6 +178,10 @@ class Engine:
         config, accelerator = self.config, self.accelerator
         self._sampler.epoch = epoch
         self.model.train()
+        plain = accelerator.unwrap_model(self.model)
+        if config.head_only_epochs:
+            train_head_only(plain, epoch < config.head_only_epochs, config.freeze_stages)
+        hold_still(plain, config.freeze_stages)
         sums = torch.zeros(3, device=accelerator.device)  # loss, right, images
         guard = _FiniteGuard(epoch, every=1 if accelerator.device.type == "cpu" else 20)
         started = time.perf_counter()
@@ -210,7 +221,7 @@ class Engine:
         guard.check()
         total = accelerator.reduce(sums, "sum").tolist()
         seconds = time.perf_counter() - started
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = max(group["lr"] for group in self.optimizer.param_groups)  # the head's, under layer decay
         images_seen = max(total[2], 1.0)
         return TrainedEpoch(total[0] / images_seen, total[1] / images_seen, lr, total[2] / seconds)
 
@@ -288,7 +299,13 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     """AdamW by timm's factory, which leaves vectors and the model's ``no_weight_decay`` parameters undecayed."""
     from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 
-    return create_optimizer_v2(model, opt="adamw", lr=config.lr, weight_decay=config.weight_decay or 0.0)
+    return create_optimizer_v2(
+        model,
+        opt="adamw",
+        lr=config.lr,
+        weight_decay=config.weight_decay or 0.0,
+        layer_decay=None if config.layer_decay == 1.0 else config.layer_decay,
+    )
 
 
 def make_scheduler(optimizer: Any, config: TrainConfig, updates_per_epoch: int) -> Any:

@@ -51,6 +51,11 @@ class TrainConfig:
         model_options: Other fields of the model's configuration, such as {patch_size: 2}.
         data: The images.
         augmentation: Random changes to the training images.
+        init: Weights to start from: a model's name (its released weights), a run folder or a weight file. Strict for
+            all but the head; input channels and image size are adapted.
+        freeze_stages: Stages, from the image on, that keep their weights, and with the first the patch embedding.
+        layer_decay: Factor on the learning rate of each layer against the next deeper one; 1 = the same for all.
+        head_only_epochs: Epochs at the start in which nothing but the head learns.
         epochs: Passes over the training images.
         batch_size: Images in one forward pass of one process.
         grad_accumulation: Forward passes before each update of the weights.
@@ -80,6 +85,10 @@ class TrainConfig:
     model_options: dict[str, Any] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    init: str | None = None
+    freeze_stages: int = 0
+    layer_decay: float = 1.0
+    head_only_epochs: int = 0
     epochs: int | None = None
     batch_size: int | None = None
     grad_accumulation: int = 1
@@ -106,13 +115,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "grad_accumulation", "save_every"):
             self._want(name, "a whole number, 1 or more", lambda v: v >= 1)
-        for name in ("warmup_epochs", "num_workers", "seed"):
+        for name in ("warmup_epochs", "num_workers", "seed", "freeze_stages", "head_only_epochs"):
             self._want(name, "a whole number, 0 or more", lambda v: v >= 0)
         self._want("lr", "a number above 0", lambda v: 0 < v < float("inf"))
         for name in ("min_lr", "weight_decay", "clip_grad", "mixup", "cutmix"):
             self._want(name, "a number, 0 or more", lambda v: 0 <= v < float("inf"))
         for name in ("label_smoothing", "ema_decay", "drop_path_rate"):
             self._want(name, "a number from 0 up to, not including, 1", lambda v: 0 <= v < 1)
+        self._want("layer_decay", "a number above 0, up to 1", lambda v: 0 < v <= 1)
         self._want("select_by", "accuracy or loss", lambda v: v in ("accuracy", "loss"))
         self._want("device", "auto, cpu, cuda, mps or xpu", lambda v: v in ("auto", "cpu", "cuda", "mps", "xpu"))
         self._want("mixed_precision", "no, bf16 or fp16", lambda v: v in ("no", "bf16", "fp16"))

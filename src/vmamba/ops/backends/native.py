@@ -22,15 +22,20 @@ ENVIRONMENT_VARIABLE = "VMAMBA_CPU_ISA"
 #: A library to load in place of the installed one, such as a build with sanitizers.
 LIBRARY_VARIABLE = "VMAMBA_NATIVE_LIBRARY"
 FILE_NAME = "libvmamba_native" + {"darwin": ".so", "win32": ".dll"}.get(sys.platform, ".so")
-_SOURCES = Path(__file__).parents[4]
-_REINSTALL = "pip install --force-reinstall --no-deps --no-cache-dir"  # past the wheel that pip keeps
-MEND = (
-    "run `tools/build_native.sh`"
-    if (_SOURCES / "tools" / "build_native.sh").exists()
-    else "install a C++ compiler (g++ or clang++), then reinstall past pip's cached wheel: "
-    f"`{_REINSTALL} --no-binary vmamba vmamba`, or in a clone `{_REINSTALL} .`"
-)
 
+
+def mend(root: Path) -> str:
+    """How to get the compiled kernels; ``root`` is where the source tree's root would be."""
+    if (root / "tools" / "build_native.sh").exists():
+        return "run `tools/build_native.sh`"
+    reinstall = "pip install --force-reinstall --no-deps --no-cache-dir"
+    return (
+        "install a C++ compiler (g++ or clang++), then reinstall past pip's cached wheel: "
+        f"`{reinstall} --no-binary vmamba vmamba`, or in a clone `{reinstall} .`"
+    )
+
+
+MEND = mend(Path(__file__).parents[4])
 _TORCH_LIB = Path(torch.__file__).parent / "lib"
 
 #: How the kernels call an element type.
@@ -60,7 +65,7 @@ class VecmathArgs(ctypes.Structure):
 
 
 def library_path() -> Path | None:
-    """The library that ``VMAMBA_NATIVE_LIBRARY`` names, else the one beside this package, or None where there is none."""
+    """The library that ``VMAMBA_NATIVE_LIBRARY`` names, else the one beside this package, else None."""
     import vmamba
 
     if given := os.environ.get(LIBRARY_VARIABLE):

@@ -165,7 +165,7 @@ def _ss2d_scan(
     saved = torch.empty(_saved_shape(x, A, save), dtype=torch.float32)
     call = _Call(x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus)
     task_channels = _task_channels(call)
-    floats = call.columns * _CHUNK + (call.columns + 1 + _CHUNK) * task_channels
+    floats = call.columns * _CHUNK + (call.columns + _CHUNK + 2) * task_channels
     workspace = call.workspace(floats)
     args = _ForwardArgs(
         call.inputs, y.data_ptr(), saved.data_ptr() if save else None, workspace.data_ptr(), floats, task_channels
@@ -222,7 +222,7 @@ def _ss2d_scan_backward(
     dy = dy.contiguous()
     slice_sums = empty(slices * x_dbl.numel()) if slices > 1 else None
     group_sums = empty(groups, 4 * (call.rank + call.states + 1) + 1, _padded(call.channels))
-    floats = 2 * call.columns * _CHUNK + (call.columns + 1) * slice_channels
+    floats = 2 * call.columns * _CHUNK + (call.columns + _CHUNK + 2) * slice_channels
     workspace = call.workspace(floats)
     args = _BackwardArgs(
         call.inputs,

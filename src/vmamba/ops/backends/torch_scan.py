@@ -1,32 +1,36 @@
 """``"torch"``: the selective scan in plain PyTorch, parallel over the sequence, on any device.
 
-The sequence is cut into blocks. Inside each block a prefix by doubling (shifts of 1, 2, 4, ... positions) gives every
-state as if the block began from zero, and the product of the decays up to it; the same doubling over the blocks gives
-the states at their ends, and one more pass carries those into the blocks. Only products of decays are formed, never
-quotients, so where the recurrence decays nothing overflows.
+The sequence is cut into blocks. Inside each block a prefix by doubling (shifts of 1, 2, 4, … positions) gives every
+state as if the block began from zero, and the product of the decays up to it; the states at the blocks' ends then
+follow the same recurrence, on a sequence of one item a block, and are solved the same way; one more pass carries them
+into the blocks. Only products of decays are formed, never quotients, so where the recurrence decays nothing overflows.
 
-While a graph is traced (`torch.compile`, `torch.export`) the block size and the number of shifts are constants, so one
-graph of ordinary operations serves every length up to `MAX_TRACED_LENGTH`.
+Exports see the plain operations, with constant block sizes: one graph serves every length up to `MAX_EXPORTED_LENGTH`.
+`torch.compile` sees one operator instead, because what its compilers make of the plain operations is many times slower
+than running them, and takes minutes to make.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from vmamba.errors import BackendError, InputError
 from vmamba.ops.backends.interface import Obstacle, Run, ScanCall, record
 
-#: Positions in a block, and the most blocks, while tracing.
-_TRACED_BLOCK, _TRACED_BLOCKS = 32, 1 << 17
-#: The longest sequence that a traced graph can scan: 4 million positions.
-MAX_TRACED_LENGTH = _TRACED_BLOCK * _TRACED_BLOCKS
-#: Eager calls: positions in a block, and the length that one block takes whole.
+#: Positions in a block, level by level, in an exported graph.
+_EXPORTED_BLOCKS = (16, 64, 64, 64)
+#: The longest sequence that an exported graph scans; on a longer one it stops with an index out of range.
+MAX_EXPORTED_LENGTH = math.prod(_EXPORTED_BLOCKS)
+#: Elsewhere: positions in a block, and the length that one block takes whole.
 _BLOCK, _ONE_BLOCK = 16, 64
-#: Eager calls: state elements (b·k·d·n·l) worked on at a time; bounds the memory and stays near the cache.
+#: State elements (b·k·d·n·l) worked on at a time; bounds the memory and stays near the cache.
 _CHUNK = 1 << 20
 
 
@@ -52,11 +56,9 @@ def selective_scan(
 ) -> Tensor:
     """See `vmamba.ops.selective_scan`.
 
-    Double backward, `torch.func.vmap` and `torch.func.grad` are right. Forward-mode derivatives (`torch.func.jvp`) are
-    right where no input requires grad; where one does, torch raises its error that this function has no jvp.
+    Second derivatives, forward-mode derivatives and `torch.func` transforms are right; in a graph made by
+    `torch.compile` second derivatives raise an error.
     """
-    if not torch.compiler.is_compiling():
-        record(Run("torch", "selective_scan"))
     state_dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     u, delta, A, B, C = (t.to(state_dtype) for t in (u, delta, A, B, C))
     if delta_bias is not None:
@@ -67,11 +69,16 @@ def selective_scan(
     k = B.shape[1]
     d = u.shape[1] // k
     inputs = (u.unflatten(1, (k, d)), delta.unflatten(1, (k, d)), A.unflatten(0, (k, d)), B, C)
-    # An exported graph holds plain operations only, so that any runtime can have it.
-    if torch.is_grad_enabled() and any(t.requires_grad for t in inputs) and not _exporting():
-        y: Tensor = _Scan.apply(*inputs)
-    else:
+    if _exporting():
+        _check_exported_length(u.shape[2])
         y = _forward(*inputs)
+    elif torch.compiler.is_compiling():
+        y = torch.ops.vmamba.torch_scan(*inputs)
+    else:
+        record(Run("torch", "selective_scan"))
+        differentiate = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+        # Forward mode, alone or over reverse mode, differentiates the plain operations.
+        y = _Scan.apply(*inputs) if differentiate and forward_ad._current_level < 0 else _forward(*inputs)
     y = y.flatten(1, 2)
     return y if D is None else torch.addcmul(y, D.to(state_dtype)[:, None], u)
 
@@ -79,22 +86,59 @@ def selective_scan(
 class _Scan(torch.autograd.Function):
     """`_forward` with a backward that keeps the inputs only and scans again, so that no state is stored.
 
-    Both directions are differentiable operations of their inputs, so double backward comes out right by itself.
+    Both are differentiable operations of the inputs, so second derivatives come out right by themselves.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-        return _forward(u, delta, A, B, C)
+    def forward(*inputs: Tensor) -> Tensor:
+        return _forward(*inputs)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, ...]:  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
         return _backward(dy, *ctx.saved_tensors)
+
+
+@torch.library.custom_op("vmamba::torch_scan", mutates_args=())
+def _scan_op(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    record(Run("torch", "selective_scan"))
+    return _forward(u, delta, A, B, C).contiguous()
+
+
+@torch.library.custom_op("vmamba::torch_scan_backward", mutates_args=())
+def _scan_backward_op(
+    dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    du, ddelta, dA, dB, dC = _backward(dy, u, delta, A, B, C)
+    return du.contiguous(), ddelta.contiguous(), dA.contiguous(), dB.contiguous(), dC.contiguous()
+
+
+@_scan_op.register_fake
+def _(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    return u.new_empty(u.shape)
+
+
+@_scan_backward_op.register_fake
+def _(dy: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in inputs)
+
+
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+    gradients: tuple[Tensor, ...] = torch.ops.vmamba.torch_scan_backward(dy, *ctx.saved_tensors)
+    return gradients
+
+
+def _no_second_derivative(ctx: Any, *_: Tensor) -> None:
+    raise BackendError('compiled graphs of backend="torch" have no second derivatives; call it outside torch.compile')
+
+
+_scan_op.register_autograd(_gradients, setup_context=_Scan.setup_context)
+_scan_backward_op.register_autograd(_no_second_derivative)
 
 
 def _forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -164,53 +208,73 @@ def _decays(step: Tensor, A: Tensor) -> Tensor:
 
 def _scan(decay: Tensor, drive: Tensor, *, reverse: bool = False) -> Tensor:
     """Solve ``h_t = decay_t h_{t-1} + drive_t`` along the last axis, or ``h_t = decay_t h_{t+1} + drive_t``."""
+    return _solve(decay, drive, _levels(drive.shape[-1]), reverse)
+
+
+def _solve(decay: Tensor, drive: Tensor, levels: Sequence[tuple[int, int]], reverse: bool) -> Tensor:
+    (block, blocks), *above = levels
     length = drive.shape[-1]
-    if _tracing():
-        block = _TRACED_BLOCK
-        # An even number: then the tracer can prove that it is never 1, a size that it would treat apart.
-        blocks = 2 * ((length + 2 * block - 1) // (2 * block))
-    else:
-        block = length if length <= _ONE_BLOCK else _BLOCK
-        blocks = (length + block - 1) // block
     padding = blocks * block - length
-    if _tracing() or padding:
+    if _exporting() or padding:
         decay, drive = F.pad(decay, (0, padding)), F.pad(drive, (0, padding))
-    product, state = _prefix(decay.unflatten(-1, (blocks, block)), drive.unflatten(-1, (blocks, block)), block, reverse)
-    if _tracing() or blocks > 1:
+    product, state = _prefix(decay.unflatten(-1, (blocks, block)), drive.unflatten(-1, (blocks, block)), reverse)
+    if above:
         end = 0 if reverse else -1
-        _, ends = _prefix(product[..., end], state[..., end], _TRACED_BLOCKS if _tracing() else blocks, reverse)
+        ends = _solve(product[..., end], state[..., end], above, reverse)
         entering = F.pad(ends, (0, 1))[..., 1:] if reverse else F.pad(ends, (1, 0))[..., :-1]
         state = torch.addcmul(state, product, entering[..., None])
     state = state.flatten(-2)
-    return F.pad(state, (0, -padding)) if _tracing() else state[..., :length]
+    if not _exporting():
+        return state[..., :length]
+    if above:  # a slice would ask the tracer to prove that length is smaller; it cannot
+        return F.pad(state, (0, -padding))
+    return state.index_select(-1, torch.arange(length, device=state.device))  # fails where a block is too short
 
 
-def _prefix(product: Tensor, state: Tensor, reach: int, reverse: bool) -> tuple[Tensor, Tensor]:
-    """Turn decays and drives into products of decays and states counted from the start of the last axis.
+def _levels(length: int) -> list[tuple[int, int]]:
+    """``(positions in a block, blocks)`` of each level: the first cuts the sequence, the last is one block."""
+    levels = []
+    if _exporting():
+        span = 1
+        for block in _EXPORTED_BLOCKS[:-1]:
+            span *= block
+            # Even, so that the tracer can prove that it is never 1, a size that it would treat apart.
+            levels.append((block, 2 * ((length + 2 * span - 1) // (2 * span))))
+        return [*levels, (_EXPORTED_BLOCKS[-1], 1)]
+    while length > _ONE_BLOCK:
+        length = (length + _BLOCK - 1) // _BLOCK
+        levels.append((_BLOCK, length))
+    return [*levels, (length, 1)]
 
-    ``reach`` is that axis' size or more: shifts of 1, 2, 4, … below it are made.
-    """
-    size = state.shape[-1]
+
+def _prefix(product: Tensor, state: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+    """Turn decays and drives into products of decays and states, counted from the start of each block, the last axis."""
     shift = 1
-    while shift < reach:
-        padding, kept = ((0, shift), slice(shift, None)) if reverse else ((shift, 0), slice(0, size))
-        state = torch.addcmul(state, product, F.pad(state, padding)[..., kept])
-        product = product * F.pad(product, padding, value=1.0)[..., kept]
+    while shift < state.shape[-1]:
+        kept, padding = (slice(shift, None), (0, shift)) if reverse else (slice(None, -shift), (shift, 0))
+        state = torch.addcmul(state, product, F.pad(state[..., kept], padding))
+        product = product * F.pad(product[..., kept], padding, value=1.0)
         shift *= 2
     return product, state
 
 
-def _tracing() -> bool:
-    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-
-
 def _exporting() -> bool:
-    return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
+    exporting: bool = _is_exporting() or torch.jit.is_tracing()
+    return exporting
+
+
+# torch 2.6 cannot tell an export from torch.compile: there both get the plain operations.
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
+def _check_exported_length(length: int) -> None:
+    if isinstance(length, int) and length > MAX_EXPORTED_LENGTH:
+        raise InputError(f"the sequence has l = {length} positions; a graph can be exported for {MAX_EXPORTED_LENGTH}")
 
 
 def _chunks(u: Tensor, A: Tensor) -> Iterator[tuple[slice, list[slice]]]:
-    """Cut the batch, and each part's channels, so that a chunk has about `_CHUNK` state elements; one chunk if tracing."""
-    if _tracing():
+    """Cut the batch, and each part's channels, so that a chunk has about `_CHUNK` state elements; one chunk if exporting."""
+    if _exporting():
         yield slice(None), [slice(None)]
         return
     b, k, d, length = u.shape

@@ -1,0 +1,69 @@
+"""Start from other weights instead of fresh ones: load them, hold stages still, let the head learn first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import nn
+
+from vmamba.checkpoints import fetch_official, load_adapted
+from vmamba.errors import CheckpointError, ConfigError, nearest
+from vmamba.models import VARIANTS, VSSM
+
+
+def load_init(model: VSSM, init: str) -> None:
+    """Load the weights that ``init`` names: a model whose released weights are fetched, a run folder, or a file.
+
+    Strict for everything but the head, which stays fresh where the classes differ; the first convolution is adapted to
+    the model's input channels and a positional embedding to its grid, see `vmamba.checkpoints.load_adapted`.
+
+    Raises:
+        CheckpointError: neither a model's name nor a file; or weights that cannot be had or do not fit.
+    """
+    path = Path(init)
+    if path.is_dir():
+        path = path / "best.safetensors"
+    elif not path.exists() and init in VARIANTS:
+        path = fetch_official(init)
+    if not path.exists():
+        raise CheckpointError(
+            f"init={init!r} is neither a run folder, a weight file nor a model with released weights"
+            f"{nearest(init, VARIANTS)}; `vmamba weights list` shows those"
+        )
+    load_adapted(model, path)
+
+
+def freeze_stages(model: VSSM, count: int) -> None:
+    """Take the patch embedding and the first ``count`` stages out of training; 0 leaves everything in.
+
+    Raises:
+        ConfigError: the model has fewer stages.
+    """
+    stages = len(model.layers)
+    if count > stages:
+        raise ConfigError(f"freeze_stages={count}, but the model has {stages} stages; give 0 to {stages}")
+    for module in _frozen(model, count):
+        module.requires_grad_(False)
+    if count and model.pos_embed is not None:
+        model.pos_embed.requires_grad_(False)
+
+
+def hold_still(model: VSSM, count: int) -> None:
+    """Put the frozen parts into eval mode, so that norms and stochastic depth leave them as they were."""
+    for module in _frozen(model, count):
+        module.eval()
+
+
+def train_head_only(model: VSSM, only: bool, freeze: int) -> None:
+    """Let nothing but the head learn, or everything that ``freeze`` stages leave."""
+    model.requires_grad_(not only)
+    model.get_classifier().requires_grad_(True)
+    if not only:
+        freeze_stages(model, freeze)
+
+
+def _frozen(model: VSSM, count: int) -> Iterator[nn.Module]:
+    if count:
+        yield model.patch_embed
+        yield from list(model.layers)[:count]
