@@ -255,6 +255,8 @@ void run_direction(const Ss2dBackwardArgs& args, int64_t image, int k, int64_t s
             rank, shape.softplus, work);
       });
       Finish to{k == TURNS[0] ? total_skip(shape, args.in.D, block) : Lanes{}, load(d_dt_bias), dx_tiles + i * TILE};
+      for (int64_t j = 0; first > PIXELS && j < states; ++j)
+        __builtin_prefetch(args.saved + saved_at(shape, image, k, first - PIXELS, block) + j * shape.channels, 0, 2);
       const bool alone = states <= 4;
       for (int64_t t = 0; !alone && t < chunk.length; ++t) {
         store(work.through_B + t * LANES, Lanes{});

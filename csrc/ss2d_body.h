@@ -121,8 +121,8 @@ VMAMBA_INLINE void transpose_out(float* base, RowAt&& row_at, int64_t rows, int6
   for (int64_t r = 0; r < rows; r += LANES) {
     for (int64_t c = 0; c < columns; c += LANES) {
       const int some = static_cast<int>(smaller(columns - c, LANES));
-      Lanes tile[LANES] = {};
-      for (int i = 0; i < some; ++i) tile[i] = load(in + (c + i) * in_step + r);
+      Lanes tile[LANES];
+      for (int i = 0; i < LANES; ++i) tile[i] = i < some ? load(in + (c + i) * in_step + r) : Lanes{};
       transpose(tile);
       for (int i = 0; i < LANES && r + i < rows; ++i) store_first(base, row_at(r + i) + c, some, tile[i]);
     }

@@ -1,8 +1,8 @@
 """Write csrc/ss2d_tables.h: the polynomials that the AVX-512 kernels of the fused scan look up. Needs numpy.
 
 Softplus in powers of two is max(P, 0) + log2(1 + 2^-|P|). With -|P| = r + f, r the nearest integer, the second term is
-2^r w(f), where w(f) = log2(1 + 2^(r + f)) / 2^r is smooth: one polynomial for each r. From r = -15 down it tends to a limit
-and is taken for one function, halfway there, which is off by at most a quarter of 2^-|P|.
+2^r w(f), where w(f) = log2(1 + 2^(r + f)) / 2^r is smooth: one polynomial for each r. From r = -15 down it tends to a
+limit and is taken for one function, halfway there, which is off by at most a quarter of 2^-|P|.
 """
 
 from __future__ import annotations

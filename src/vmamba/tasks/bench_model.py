@@ -216,7 +216,8 @@ def _ours(config: BenchModelConfig, name: str, backend: str | None, device: torc
 def _timm_model(name: str, size: int) -> nn.Module:
     import timm
 
-    for options in ({"img_size": size}, {}):  # models whose windows depend on the size must be told it; others refuse
+    choices: tuple[dict[str, Any], ...] = ({"img_size": size}, {})
+    for options in choices:  # models whose windows depend on the size must be told it; others refuse
         try:
             model: nn.Module = timm.create_model(name, **options)
             return model
@@ -268,7 +269,7 @@ def _step(model: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], object]:
 
     def run() -> object:
         loss = F.cross_entropy(model(x), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)  # last: gradients then count towards the peak memory of their own step
         return loss

@@ -1,4 +1,4 @@
-"""``"oflex"`` on CPU: the fused 2-d scan (``csrc/ss2d_*``) as a torch operator that compiles, exports and differentiates."""
+"""``"oflex"`` on CPU: the fused 2-d scan (``csrc/ss2d_*``) as a torch operator that compiles and differentiates."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _padded(channels: int) -> int:
 
 
 def _task_channels(call: _Call) -> int:
-    """Channels of one task of forward: few tasks walk an image less often, but every thread should get as many as the next."""
+    """Channels of one task of forward: few tasks walk an image less often, but threads should get equally many."""
     blocks = -(-call.channels // _LANES)
     rounds = -(-call.batch * blocks // (call.threads * _TOGETHER))
     together = -(-call.batch * blocks // (call.threads * rounds))
@@ -292,7 +292,7 @@ def ss2d_scan(
     scan_mode: str,
     delta_softplus: bool,
 ) -> Tensor:
-    """See `vmamba.ops.ss2d_scan`. Parameters, and a float64 ``x_dbl`` beside a 16- or 32-bit ``x``, are rounded to float32."""
+    """See `vmamba.ops.ss2d_scan`. Parameters, and a float64 ``x_dbl`` beside a narrower ``x``, become float32."""
     if x_dbl.dtype == torch.float64:
         x_dbl = x_dbl.float()
     dt_weight, A = dt_weight.float(), A.float()

@@ -248,7 +248,7 @@ def _levels(length: int) -> list[tuple[int, int]]:
 
 
 def _prefix(product: Tensor, state: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
-    """Turn decays and drives into products of decays and states, counted from the start of each block, the last axis."""
+    """Turn decays and drives into products of decays and states, counted from each block's start (last axis)."""
     shift = 1
     while shift < state.shape[-1]:
         kept, padding = (slice(shift, None), (0, shift)) if reverse else (slice(None, -shift), (shift, 0))
@@ -259,7 +259,7 @@ def _prefix(product: Tensor, state: Tensor, reverse: bool) -> tuple[Tensor, Tens
 
 
 def _exporting() -> bool:
-    exporting: bool = _is_exporting() or torch.jit.is_tracing()
+    exporting: bool = _is_exporting() or torch._C._get_tracing_state() is not None
     return exporting
 
 
@@ -273,7 +273,7 @@ def _check_exported_length(length: int) -> None:
 
 
 def _chunks(u: Tensor, A: Tensor) -> Iterator[tuple[slice, list[slice]]]:
-    """Cut the batch, and each part's channels, so that a chunk has about `_CHUNK` state elements; one chunk if exporting."""
+    """Cut the batch, and each part's channels, so that a chunk has some `_CHUNK` state elements; one if exporting."""
     if _exporting():
         yield slice(None), [slice(None)]
         return
