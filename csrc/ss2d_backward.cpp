@@ -22,16 +22,13 @@ __attribute__((noinline)) void prepare(const void* x, const float* dy, const flo
                                        const Chunk& next, int count, const Lane& lane, int64_t rank, bool softplus, Work& work) {
   const Lanes bias = load(lane.bias);
   const float* weights = lane.weights;
-  for (int64_t t = 0; t < chunk.length; t += GROUP) {
-    Lanes step[GROUP], slope[GROUP];
+  in_groups(chunk.length, [&](int64_t t, auto size) {
+    constexpr int N = decltype(size)::value;
+    Lanes step[N], slope[N];
     project(rows, weights, bias, rank, t, step);
-    if (softplus) {
-      step_sizes(*reinterpret_cast<Lanes(*)[GROUP / 2]>(step), *reinterpret_cast<Lanes(*)[GROUP / 2]>(slope));
-      step_sizes(*reinterpret_cast<Lanes(*)[GROUP / 2]>(step + GROUP / 2), *reinterpret_cast<Lanes(*)[GROUP / 2]>(slope + GROUP / 2));
-    } else {
-      VMAMBA_EACH(GROUP) slope[i] = splat(1.0f);
-    }
-    VMAMBA_EACH(GROUP) {
+    VMAMBA_EACH(N) slope[i] = splat(1.0f);
+    if (softplus) each_four(step, slope, [](Lanes(&four)[4], Lanes(&slopes)[4]) { step_sizes(four, slopes); });
+    VMAMBA_EACH(N) {
       store(work.step + (t + i) * LANES, step[i]);
       store(work.slope + (t + i) * LANES, slope[i]);
       const int64_t from_x = chunk.x[t + i], from_dy = chunk.y[t + i];
@@ -41,7 +38,7 @@ __attribute__((noinline)) void prepare(const void* x, const float* dy, const flo
       __builtin_prefetch(dy + next.y[t + i], 0, 2);
       __builtin_prefetch(dx + next.y[t + i], 1, 2);
     }
-  }
+  });
 }
 
 // Forward through SPAN pixels once more, keeping what `reverse_states` needs.

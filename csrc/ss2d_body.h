@@ -101,16 +101,17 @@ VMAMBA_INLINE void store_first(float* base, int64_t index, int count, Lanes x) {
 #endif
 }
 
-// out[column * out_step + row] = base[row_at(row) + column]; rows up to the next multiple of LANES are filled with 0.
+// out[column * out_step + row] = base[row_at(row) + column] * factor; rows up to the next multiple of LANES are filled with 0.
 template <Dtype type, class RowAt>
-VMAMBA_INLINE void transpose_in(const void* base, RowAt&& row_at, int64_t rows, int64_t columns, float* out, int64_t out_step) {
+VMAMBA_INLINE void transpose_in(const void* base, RowAt&& row_at, int64_t rows, int64_t columns, float* out, int64_t out_step,
+                                float factor = 1.0f) {
   for (int64_t r = 0; r < rows; r += LANES) {
     for (int64_t c = 0; c < columns; c += LANES) {
       const int some = static_cast<int>(smaller(columns - c, LANES));
       Lanes tile[LANES];
       for (int i = 0; i < LANES; ++i) tile[i] = r + i < rows ? load_first<type>(base, row_at(r + i) + c, some) : Lanes{};
       transpose(tile);
-      for (int i = 0; i < some; ++i) store(out + (c + i) * out_step + r, tile[i]);
+      for (int i = 0; i < some; ++i) store(out + (c + i) * out_step + r, tile[i] * factor);
     }
   }
 }
@@ -182,9 +183,9 @@ VMAMBA_INLINE Lane lane_at(const Ss2dShape& shape, float* memory) {
 // Fetch a direction's parameters and clear the state.
 void start_lane(const Ss2dShape& shape, const Ss2dInputs& in, int direction, Block block, const Lane& lane) {
   const int64_t first = direction * shape.channels + block.channel, rank = shape.rank, states = shape.states;
-  transpose_in<Dtype::float32>(in.dt_weight, [&](int64_t c) { return (first + c) * rank; }, block.count, rank, lane.weights, LANES);
+  transpose_in<Dtype::float32>(in.dt_weight, [&](int64_t c) { return (first + c) * rank; }, block.count, rank, lane.weights,
+                               LANES, LOG2_E);
   transpose_in<Dtype::float32>(in.A, [&](int64_t c) { return (first + c) * states; }, block.count, states, lane.A, LANES);
-  for (int64_t i = 0; i < rank; ++i) store(lane.weights + i * LANES, load(lane.weights + i * LANES) * LOG2_E);
   for (int64_t j = 0; j < states; ++j) store(lane.state + j * LANES, Lanes{});
   store(lane.bias, in.dt_bias ? load_first<Dtype::float32>(in.dt_bias, first, block.count) * LOG2_E : Lanes{});
 }
@@ -219,15 +220,30 @@ __attribute__((noinline)) void merge(bool first, const Chunk& chunk, int64_t cha
   }
 }
 
-// bias + weights · low-rank step, for GROUP pixels from t on.
-VMAMBA_INLINE void project(const float* rows, const float* weights, Lanes bias, int64_t rank, int64_t t, Lanes (&step)[GROUP]) {
-  for (int p = 0; p < GROUP; ++p) step[p] = bias;
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+// bias + weights · low-rank step, for N pixels from t on.
+template <int N>
+VMAMBA_INLINE void project(const float* rows, const float* weights, Lanes bias, int64_t rank, int64_t t, Lanes (&step)[N]) {
+  for (int p = 0; p < N; ++p) step[p] = bias;
   for (int64_t i = 0; i < rank; ++i) {
     const Lanes weight = load(weights + i * LANES);
     const float* row = rows + i * PIXELS + t;
 #pragma GCC unroll 8
-    for (int p = 0; p < GROUP; ++p) step[p] = fma(weight, splat(row[p]), step[p]);
+    for (int p = 0; p < N; ++p) step[p] = fma(weight, splat(row[p]), step[p]);
   }
+}
+
+// f(t, Count) for GROUP pixels at a time, and for the rest half as many where that is enough. The last ones may lie beyond
+// `length`, where a chunk repeats its last pixel.
+template <class F>
+VMAMBA_INLINE void in_groups(int64_t length, F&& f) {
+  int64_t t = 0;
+  for (; t + GROUP / 2 < length; t += GROUP) f(t, Count<GROUP>{});
+  if (t < length) f(t, Count<GROUP / 2>{});
 }
 
 // body(task, this worker's memory) for every task, tasks handed out as workers get free.
@@ -243,11 +259,6 @@ VMAMBA_INLINE void share_tasks(int64_t tasks, int64_t threads, float* workspace,
     }
   });
 }
-
-template <int N>
-struct Count {
-  static constexpr int value = N;
-};
 
 // f(first, Count) over 0 .. total in steps of the compile-time constant `most`, and what remains.
 template <int most, class F>

@@ -19,14 +19,12 @@ __attribute__((noinline)) void prepare(const void* x, float* y, const float* row
                                        int count, const Lane& lane, int64_t rank, bool softplus, const Lanes* skip, Tiles& tiles) {
   const Lanes bias = load(lane.bias);
   const float* weights = lane.weights;
-  for (int64_t t = 0; t < chunk.length; t += GROUP) {
-    Lanes step[GROUP];
+  in_groups(chunk.length, [&](int64_t t, auto size) {
+    constexpr int N = decltype(size)::value;
+    Lanes step[N];
     project(rows, weights, bias, rank, t, step);
-    if (softplus) {
-      step_sizes(*reinterpret_cast<Lanes(*)[GROUP / 2]>(step));
-      step_sizes(*reinterpret_cast<Lanes(*)[GROUP / 2]>(step + GROUP / 2));
-    }
-    VMAMBA_EACH(GROUP) {
+    if (softplus) each_four(step, [](Lanes(&four)[4]) { step_sizes(four); });
+    VMAMBA_EACH(N) {
       store(tiles.step + (t + i) * LANES, step[i]);
       const Lanes u = whole ? load_as<type>(x, chunk.x[t + i]) : load_first<type>(x, chunk.x[t + i], count);
       store(tiles.input + (t + i) * LANES, step[i] * u);
@@ -34,12 +32,12 @@ __attribute__((noinline)) void prepare(const void* x, float* y, const float* row
       __builtin_prefetch(y + next.y[t + i], 1, 2);
     }
     if (skip) {
-      VMAMBA_EACH(GROUP) {
+      VMAMBA_EACH(N) {
         const Lanes u = whole ? load_as<type>(x, chunk.x[t + i]) : load_first<type>(x, chunk.x[t + i], count);
         whole ? store(y + chunk.y[t + i], *skip * u) : store_first(y, chunk.y[t + i], count, *skip * u);
       }
     }
-  }
+  });
 }
 
 // The recurrence of N states over SPAN pixels; adds C · h to y.

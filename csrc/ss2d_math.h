@@ -25,6 +25,18 @@ namespace {
 
 constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
 
+// f on four vectors at a time.
+template <int N, class F>
+VMAMBA_INLINE void each_four(Lanes (&x)[N], F&& f) {
+#pragma GCC unroll 2
+  for (int i = 0; i < N; i += 4) f(*reinterpret_cast<Lanes(*)[4]>(x + i));
+}
+template <int N, class F>
+VMAMBA_INLINE void each_four(Lanes (&x)[N], Lanes (&y)[N], F&& f) {
+#pragma GCC unroll 2
+  for (int i = 0; i < N; i += 4) f(*reinterpret_cast<Lanes(*)[4]>(x + i), *reinterpret_cast<Lanes(*)[4]>(y + i));
+}
+
 // A product that is not to be fused with the addition that follows: the other one there is.
 VMAMBA_INLINE Lanes unfused(Lanes product) {
 #if defined(__AVX512F__)
