@@ -109,8 +109,8 @@ def test_a_run_that_fine_tunes_resumes_without_the_first_weights(colour_run, col
 def test_fashion_weights_help_on_two_hundred_digits(tmp_path):
     """What a person would try first; three seeds, three points better than from scratch at least."""
     common = {"model": "vmamba_nano", "device": "cpu", "num_workers": 0}
-    fashion = DataConfig("fashion-mnist", DEBIAN_DIR, train_images=6000)
-    train(TrainConfig(**common, data=fashion, epochs=4, batch_size=64, output=tmp_path / "fashion"))
+    fashion = DataConfig("fashion-mnist", DEBIAN_DIR, train_images=8000)
+    train(TrainConfig(**common, data=fashion, epochs=2, batch_size=64, output=tmp_path / "fashion"))
     gains = []
     for seed in range(3):
         few = TrainConfig(

@@ -54,6 +54,31 @@ def test_marks_are_balanced_and_far_apart():
         assert (where[1:] - where[:-1]).max() > GAP
 
 
+def without(_, x):
+    """What stands for the scan in the ablated model: nothing comes out of it."""
+    return torch.zeros(x.shape, dtype=x.dtype)
+
+
+@pytest.mark.parametrize("scan", [True, False], ids=["scan", "no scan"])
+def test_no_place_sees_both_marks_but_through_the_scan(scan, monkeypatch):
+    """Changing either mark's half moves one same last-stage token if and only if there is a scan."""
+    if not scan:
+        monkeypatch.setattr(SS2D, "scan", without)
+    torch.manual_seed(0)
+    model = create_model("vmamba_nano", num_classes=2).double().eval()
+    image = torch.from_numpy(make_marks(1, 0)[0]).permute(0, 3, 1, 2).double() / 255
+    edge = (SIZE[1] - GAP) // 2
+    left, right = image.clone(), image.clone()
+    left[..., :edge] = torch.rand(1, 3, SIZE[0], edge, dtype=torch.float64)
+    right[..., SIZE[1] - edge :] = torch.rand(1, 3, SIZE[0], edge, dtype=torch.float64)
+    with torch.inference_mode():
+        before = model.forward_features(image)
+        moved = [(model.forward_features(x) != before).any(-1) for x in (left, right)]
+    assert moved[0].any()
+    assert moved[1].any()
+    assert bool((moved[0] & moved[1]).any()) == scan
+
+
 @pytest.mark.long
 def test_a_nano_model_learns_it():
     assert learnt(MOST) >= 0.95
@@ -62,6 +87,5 @@ def test_a_nano_model_learns_it():
 @pytest.mark.long
 def test_without_the_scan_it_stays_at_chance(monkeypatch):
     """The same model and training, with the scan's output zeroed: the two marks never meet."""
-    scan = SS2D.scan
-    monkeypatch.setattr(SS2D, "scan", lambda self, x: 0.0 * scan(self, x))
+    monkeypatch.setattr(SS2D, "scan", without)
     assert 0.4 <= learnt(6_144) <= 0.6

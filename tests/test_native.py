@@ -205,6 +205,7 @@ print(team - alone, thread_count() - team, len(openmp_runtimes()), native.uses_t
 def fresh_loader(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for cached in (native._load, native.isas, native._from_environment):
         cached.cache_clear()
+    monkeypatch.delenv(native.LIBRARY_VARIABLE, raising=False)
     yield monkeypatch
     monkeypatch.undo()
     for cached in (native._load, native.isas, native._from_environment):
