@@ -229,10 +229,11 @@ void run_direction(const Ss2dBackwardArgs& args, int64_t image, int k, int64_t s
   place_chunk(shape, walk, x.stride[1], last, chunks[0]);
   for (int64_t first = last, turned = 0; first >= 0; first -= PIXELS, turned ^= 1) {
     const Chunk& chunk = chunks[turned];
-    Chunk& next = chunks[turned ^ 1];
+    Chunk& other = chunks[turned ^ 1];
+    const Chunk& next = first > 0 ? other : chunk;
     if (first > 0) {
-      place_chunk(shape, walk, x.stride[1], first - PIXELS, next);
-      prefetch_columns(shape, args.in.x_dbl, image, k, next);
+      place_chunk(shape, walk, x.stride[1], first - PIXELS, other);
+      prefetch_columns(shape, args.in.x_dbl, image, k, other);
     }
     load_columns(shape, args.in.x_dbl, image, k, chunk, rows);
     for (int64_t i = 0; i < columns * PIXELS; i += LANES) store(sums + i, Lanes{});

@@ -50,7 +50,7 @@ constexpr int TURNS[SS2D_DIRECTIONS] = {0, 2, 1, 3};
 
 struct Chunk {
   int64_t length;
-  // Up to whole groups; beyond `length` the last pixel again.
+  // Beyond `length` the last pixel again.
   int64_t pixel[PIXELS];
   int64_t x[PIXELS], y[PIXELS];  // where x, and maps of all channels, have the pixel
 };
@@ -66,9 +66,8 @@ VMAMBA_INLINE void place_chunk(const Ss2dShape& shape, const Walk& walk, int64_t
       line += walk.line_step;
     }
   }
-  const int64_t end = ceil_div(chunk.length, GROUP) * GROUP;
-  for (int64_t t = chunk.length; t < end; ++t) chunk.pixel[t] = chunk.pixel[chunk.length - 1];
-  for (int64_t t = 0; t < end; ++t) {
+  for (int64_t t = chunk.length; t < PIXELS; ++t) chunk.pixel[t] = chunk.pixel[chunk.length - 1];
+  for (int64_t t = 0; t < PIXELS; ++t) {
     chunk.x[t] = chunk.pixel[t] * x_stride;
     chunk.y[t] = chunk.pixel[t] * shape.channels;
   }

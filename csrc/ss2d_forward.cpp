@@ -109,10 +109,12 @@ void run_direction(const Ss2dForwardArgs& args, int64_t image, int turn, int64_t
   place_chunk(shape, walk, x.stride[1], 0, chunks[0]);
   for (int64_t first = 0, turned = 0; first < pixels; first += PIXELS, turned ^= 1) {
     const Chunk& chunk = chunks[turned];
-    Chunk& next = chunks[turned ^ 1];
-    if (first + PIXELS < pixels) {
-      place_chunk(shape, walk, x.stride[1], first + PIXELS, next);
-      prefetch_columns(shape, args.in.x_dbl, image, k, next);
+    Chunk& other = chunks[turned ^ 1];
+    const bool more = first + PIXELS < pixels;
+    const Chunk& next = more ? other : chunk;
+    if (more) {
+      place_chunk(shape, walk, x.stride[1], first + PIXELS, other);
+      prefetch_columns(shape, args.in.x_dbl, image, k, other);
     }
     load_columns(shape, args.in.x_dbl, image, k, chunk, rows);
     for (int64_t i = 0; i < blocks; ++i) {
