@@ -249,19 +249,19 @@ def _bench_train(values: Namespace) -> int:
 
 _BENCH = {
     "scan": Command(
-        "Time the scan operators: each backend and the plain loop, all checked first.",
+        "Time the scan: each backend and the plain loop, all checked first.",
         _bench_scan_options,
         _bench_scan,
         config_file=False,
     ),
     "model": Command(
-        "Time the forward pass of models, beside timm's, and the scan's share of it.",
+        "Time models' forward pass, beside timm's, and the scan's share.",
         _bench_model_options,
         _bench_model,
         config_file=False,
     ),
     "train": Command(
-        "Time a training step with each backend, beside the forward pass, and its peak memory.",
+        "Time a training step with each backend, and its peak memory.",
         _bench_train_options,
         _bench_train,
         config_file=False,
