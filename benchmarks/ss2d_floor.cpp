@@ -4,6 +4,8 @@
 // For each vector of channels, pixel and direction that is: `rank` multiply-adds (projection), the step size (softplus),
 // its product with x, and for each state the decay (a power of two), two products, the state's and the output's multiply-add.
 // The loads and stores that this needs are the kernel's, less those of x, y and x_dbl from memory.
+#pragma GCC diagnostic ignored "-Wunused-function"
+#pragma GCC diagnostic ignored "-Wuninitialized"  // in GCC's own intrinsics
 #include "ss2d_body.h"
 
 namespace vmamba {
@@ -46,8 +48,7 @@ __attribute__((noinline)) void chunk(Data& data, int64_t rank, int64_t states) {
   for (int t = 0; t < PIXELS; t += GROUP) {
     Lanes step[GROUP];
     project(data.rows, data.weights, load(data.before), rank, t, step);
-    step_sizes(*reinterpret_cast<Lanes(*)[GROUP / 2]>(step));
-    step_sizes(*reinterpret_cast<Lanes(*)[GROUP / 2]>(step + GROUP / 2));
+    each_two(step, [](Lanes(&two)[2]) { step_sizes(two); });
     VMAMBA_EACH(GROUP) {
       store(data.step + (t + i) * LANES, step[i]);
       store(data.input + (t + i) * LANES, step[i] * load(data.x + (t + i) * LANES));

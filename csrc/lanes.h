@@ -155,8 +155,8 @@ VMAMBA_INLINE void store_as(void* base, int64_t index, Lanes x) {
   }
 }
 
-// `count` elements, `step` apart; the other lanes are 0. For edges and odd strides: never out of bounds, and slow but for
-// neighbours on AVX-512, which masks them.
+// `count` elements, `step` apart; the other lanes are 0. For edges and odd strides: never out of bounds, and slow unless
+// AVX-512 can mask neighbours.
 template <Dtype type>
 VMAMBA_INLINE Lanes load_some(const void* base, int64_t index, int64_t step, int count) {
   if constexpr (type == Dtype::float32) {

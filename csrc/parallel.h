@@ -13,28 +13,35 @@ namespace VMAMBA_ISA {
 template <class F>
 struct Job {
   F& body;
-  int64_t tasks, next;
+  int64_t tasks, team, next;
 };
 
+// Take tasks in runs that shorten towards the end: neighbours write to the same fresh pages, and two threads that touch
+// one at once both wait for it.
 template <class F>
 static void work_off(void* data) {
   Job<F>& job = *static_cast<Job<F>*>(data);
+  int64_t first = __atomic_load_n(&job.next, __ATOMIC_RELAXED), end;
   for (;;) {
-    const int64_t task = __atomic_fetch_add(&job.next, 1, __ATOMIC_RELAXED);
-    if (task >= job.tasks) return;
-    job.body(task);
+    do {
+      if (first >= job.tasks) return;
+      const int64_t run = (job.tasks - first) / (8 * job.team);
+      end = first + (run > 1 ? run : 1);
+    } while (!__atomic_compare_exchange_n(&job.next, &first, end, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    for (int64_t task = first; task < end; ++task) job.body(task);
+    first = __atomic_load_n(&job.next, __ATOMIC_RELAXED);
   }
 }
 
 // body(task) for every task in [0, tasks), on at most `threads` threads.
 template <class F>
 VMAMBA_INLINE void parallel_for(int64_t tasks, int64_t threads, F body) {
-  Job<F> job{body, tasks, 0};
   const int64_t team = smaller(threads, tasks);
+  Job<F> job{body, tasks, team, 0};
   if (team > 1 && run_team) {
     run_team(work_off<F>, &job, static_cast<unsigned>(team), 0);
   } else {
-    work_off<F>(&job);
+    for (int64_t task = 0; task < tasks; ++task) body(task);
   }
 }
 

@@ -39,7 +39,8 @@ struct ScanBackwardArgs {
   float *dA, *dD, *ddelta_bias;  // contiguous; the last two null where the input is
   float* workspace;              // batch * groups * round_up(channels, 16) * states * 3
   // Sums over a part only, added up at the end in index order: dB and dC over one slice of a group's channels
-  // (2, slices, batch, groups, states, length), and dA, dD, ddelta_bias over one image (states + 2, batch, groups * channels).
+  // (2, slices, batch, groups, states, length); dA, dD, ddelta_bias over one image
+  // (states + 2, batch, groups * channels).
   float *slice_sums, *image_sums;
   int64_t slice_channels;  // a multiple of 16; slices = ceil(channels / slice_channels)
 };

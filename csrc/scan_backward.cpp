@@ -57,7 +57,7 @@ void prepare(const ScanBackwardArgs& args, const Block& block, int64_t t, int st
 }
 
 // What each channel adds to dB and dC at one step. Before that, its decays and states: they share the memory so that a
-// chunk fits the first-level cache, and all of a step lies together since addresses 4 KiB apart would hold each other up.
+// chunk fits the first-level cache, and all of a step lies together, since a load waits for a store 4 KiB away.
 template <int SOME>
 struct Terms {
   Lanes of_B[SOME], of_C[SOME];

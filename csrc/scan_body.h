@@ -2,6 +2,15 @@
 //
 // A block is LANES channels of one direction of one image; a kernel walks it chunk by chunk. The state stays in
 // registers within a chunk, for SOME states at a time, so that any n runs through the same code.
+//
+// Lanes over channels cost a transpose of each tile (four shuffles a vector) and leave one multiplication to the
+// recurrence. Lanes over time would need no transpose, but a prefix scan: eight shuffles and nine multiplications a
+// vector and state. Measured for b, k, d, n, l = 1, 4, 96, 1, 3136 on one Zen 4 core: 1.28 against 1.73 ms; more states
+// widen the gap.
+//
+// The floor on that core, counting only what its multipliers do (a 512-bit operation a cycle, vscalef two): 37 cycles a
+// vector with one state, of which softplus has 21 and the decay 9; 12 for every further state. That is 0.76 ms for the
+// size above and 9.0 ms for d = 192, n = 16, where 1.15 and 10.4 ms are reached.
 #pragma once
 
 #include "scan_args.h"
@@ -13,7 +22,7 @@ namespace VMAMBA_ISA {
 
 constexpr float LOG2_E = 1.44269504f;
 
-// Steps that go through softplus side by side; as many as the registers hold.
+// Steps that go through softplus side by side, as many as the registers hold.
 constexpr int PACK = LANES == 16 ? 4 : 2;
 
 static_assert(CHUNK % LANES == 0, "tiles are padded to whole transposes");

@@ -34,7 +34,8 @@ struct Ss2dForwardArgs {
   Ss2dShape shape;
   Ss2dInputs in;
   float* y;      // (batch, pixels, channels)
-  float* saved;  // (batch, directions, chunks - 1, states, channels), the states at the start of each chunk but the first; or null
+  // (batch, directions, chunks - 1, states, channels), the states at the start of each chunk but the first; or null
+  float* saved;
   float* workspace;         // threads * workspace_floats
   int64_t workspace_floats; // columns * 64 + (columns + 66) * task_channels
   int64_t task_channels;    // channels that one task walks together; a multiple of 16; does not change the result
@@ -49,11 +50,11 @@ struct Ss2dBackwardArgs {
   float* dx_dbl;       // (batch, pixels, directions, columns)
   float *d_dt_weight, *d_dt_bias, *dA, *dD;  // contiguous, shapes of the inputs; null where the input is
   float* workspace;          // threads * workspace_floats
-  int64_t workspace_floats;  // 2 * columns * 64 + (columns + 66) * slice_channels
-  // The work is cut into slices of channels × groups of images, by the shape alone. What they sum over only a part of is
-  // kept apart and added up at the end in index order.
-  int64_t slice_channels;  // a multiple of 16; slices = ceil(channels / slice_channels)
-  int64_t group_images;    // groups = ceil(batch / group_images)
+  int64_t workspace_floats;  // 2 * columns * 64 + (columns + 66) * the first slice's channels
+  // The work is cut into slices of channels (as even as units of 16 allow, the larger ones first) and groups of images,
+  // by the shape alone. What they sum over only a part of is kept apart and added up at the end in index order.
+  int64_t slices;
+  int64_t group_images;  // groups = ceil(batch / group_images)
   float* slice_sums;       // (slices, batch, pixels, directions, columns), or null for one slice
   float* group_sums;       // (groups, directions * (rank + states + 1) + 1, channels rounded up to 16)
 };

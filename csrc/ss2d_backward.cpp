@@ -1,5 +1,6 @@
 // Every gradient of the fused operator. Each direction is walked backwards, chunk by chunk: the states inside a chunk are
 // computed again from those that forward saved at its start.
+#include "memory.h"
 #include "ss2d_body.h"
 
 namespace vmamba {
@@ -8,32 +9,33 @@ namespace {
 
 // A chunk of one lane block. What it holds, by pixel and lane:
 struct Work {
-  Tile u, dy;
-  Tile step, slope;    // the step size (times log2(e), as B is times ln 2) and its derivative by the projected step
+  Tile u, step;        // step: the step size, times log2(e), as B is times ln 2
+  Tile dy_dx;          // dy, and in the end this direction's part of dx
+  Tile slope_dstep;    // the step size's derivative by the projected step, and in the end the gradient of that
+  Tile decay[4], decayed[4];  // of the states at work: the decay, and that times the state before
   Tile through_B;      // sum over states of adjoint · B
   Tile through_decay;  // sum over states of adjoint · decayed state · A
-  Tile dstep;          // gradient of the projected step
-  Tile decay[4], decayed[4];  // of the states at work: the decay, and that times the state before
 };
 
 // Everything of a chunk that does not depend on other pixels, GROUP pixels at a time; prefetches for the next chunk.
 template <Dtype type, bool whole>
-__attribute__((noinline)) void prepare(const void* x, const float* dy, const float* dx, const float* rows, const Chunk& chunk,
-                                       const Chunk& next, int count, const Lane& lane, int64_t rank, bool softplus, Work& work) {
-  const Lanes bias = load(lane.bias);
-  const float* weights = lane.weights;
+VMAMBA_NOINLINE void prepare(const void* x, const float* dy, const float* dx, const float* rows, const Chunk& chunk,
+                             const Chunk& next, int count, const Strand& strand, int64_t rank, bool softplus,
+                             Work& work) {
+  const Lanes bias = load(strand.bias);
+  const float* weights = strand.weights;
   in_groups(chunk.length, [&](int64_t t, auto size) {
     constexpr int N = decltype(size)::value;
     Lanes step[N], slope[N];
     project(rows, weights, bias, rank, t, step);
     VMAMBA_EACH(N) slope[i] = splat(1.0f);
-    if (softplus) each_four(step, slope, [](Lanes(&four)[4], Lanes(&slopes)[4]) { step_sizes(four, slopes); });
+    if (softplus) each_two(step, slope, [](Lanes(&two)[2], Lanes(&slopes)[2]) { step_sizes(two, slopes); });
     VMAMBA_EACH(N) {
       store(work.step + (t + i) * LANES, step[i]);
-      store(work.slope + (t + i) * LANES, slope[i]);
+      store(work.slope_dstep + (t + i) * LANES, slope[i]);
       const int64_t from_x = chunk.x[t + i], from_dy = chunk.y[t + i];
       store(work.u + (t + i) * LANES, whole ? load_as<type>(x, from_x) : load_first<type>(x, from_x, count));
-      store(work.dy + (t + i) * LANES, whole ? load(dy + from_dy) : load_first<Dtype::float32>(dy, from_dy, count));
+      store(work.dy_dx + (t + i) * LANES, whole ? load(dy + from_dy) : load_first<Dtype::float32>(dy, from_dy, count));
       __builtin_prefetch(static_cast<const char*>(x) + next.x[t + i] * (type == Dtype::float32 ? 4 : 2), 0, 2);
       __builtin_prefetch(dy + next.y[t + i], 0, 2);
       __builtin_prefetch(dx + next.y[t + i], 1, 2);
@@ -61,7 +63,7 @@ VMAMBA_INLINE void replay(Work& work, const float* B, const Lanes (&rate)[N], La
 }
 
 template <int N>
-__attribute__((noinline)) void replay_states(Work& work, const float* B, const float* A, Lanes (&h)[N], int64_t length) {
+VMAMBA_NOINLINE void replay_states(Work& work, const float* B, const float* A, Lanes (&h)[N], int64_t length) {
   constexpr int SPAN = N >= 4 ? 1 : 4 / N;
   Lanes rate[N], state[N];
   for (int j = 0; j < N; ++j) {
@@ -98,22 +100,22 @@ VMAMBA_INLINE Lanes row_sums(const Lanes (&row)[LANES]) {
 // What turns the sums over states into gradients of the projected step and of x.
 struct Finish {
   Lanes skip, of_bias;
-  float* dx;
 };
 
 VMAMBA_INLINE void finish(Work& work, int64_t t, Lanes through_B, Lanes through_decay, Finish& to) {
   const Lanes ddelta = fma(through_B * load(work.u + t * LANES), splat(LOG2_E), through_decay);
-  const Lanes dstep = ddelta * load(work.slope + t * LANES);
+  const Lanes dstep = ddelta * load(work.slope_dstep + t * LANES);
   to.of_bias += dstep;
-  store(work.dstep + t * LANES, dstep);
-  store(to.dx + t * LANES, fma(through_B, load(work.step + t * LANES), to.skip * load(work.dy + t * LANES)));
+  store(work.slope_dstep + t * LANES, dstep);
+  const Lanes direct = to.skip * load(work.dy_dx + t * LANES);
+  store(work.dy_dx + t * LANES, fma(through_B, load(work.step + t * LANES), direct));
 }
 
-// The adjoint recurrence of N states, backwards through the chunk. `adjoint` enters and leaves as decay · adjoint of the pixel
-// after; dA, dB and dC grow. Where these are all the states there are (`alone`), each pixel is finished at once.
+// The adjoint recurrence of N states, backwards through the chunk. `adjoint` enters and leaves as decay · adjoint of the
+// pixel after; dA, dB and dC grow. Where these are all the states there are (`alone`), each pixel is finished at once.
 template <int N, bool alone>
-__attribute__((noinline)) void reverse_states(Work& work, const float* B, const float* C, const float* A, int64_t length,
-                                              float* adjoint, float* dA, int64_t dA_step, float* dB, float* dC, Finish& to) {
+VMAMBA_NOINLINE void reverse_states(Work& work, const float* B, const float* C, const float* A, int64_t length,
+                                    float* adjoint, float* dA, int64_t dA_step, float* dB, float* dC, Finish& to) {
   Lanes carried[N], rate[N], of_A[N];
   for (int j = 0; j < N; ++j) {
     carried[j] = load(adjoint + j * LANES);
@@ -123,9 +125,11 @@ __attribute__((noinline)) void reverse_states(Work& work, const float* B, const 
   Finish finishing = to;
   Lanes of_B[N][LANES], of_C[N][LANES];
   for (int64_t first = (length - 1) / LANES * LANES; first >= 0; first -= LANES) {
+    for (int64_t t = length; t < first + LANES; ++t)
+      for (int j = 0; j < N; ++j) of_B[j][t - first] = of_C[j][t - first] = Lanes{};
     for (int64_t t = smaller(first + LANES, length) - 1; t >= first; --t) {
       const int64_t at = t * LANES;
-      const Lanes step = load(work.step + at), input = step * load(work.u + at), dy = load(work.dy + at);
+      const Lanes step = load(work.step + at), input = step * load(work.u + at), dy = load(work.dy_dx + at);
       Lanes through_B = alone ? Lanes{} : load(work.through_B + at);
       Lanes through_decay = alone ? Lanes{} : load(work.through_decay + at);
       VMAMBA_EACH(N) {
@@ -159,10 +163,11 @@ __attribute__((noinline)) void reverse_states(Work& work, const float* B, const 
 }
 
 // Gradient of the low-rank step: the weights' transpose times dstep, with lanes over pixels.
-__attribute__((noinline)) void low_rank_gradient(const Work& work, const float* weights, int64_t rank, int channels, int64_t length, float* sums) {
+VMAMBA_NOINLINE void low_rank_gradient(const Work& work, const float* weights, int64_t rank, int channels, int64_t length,
+                                       float* sums) {
   for (int64_t t = 0; t < length; t += LANES) {
     Lanes of_channel[LANES];
-    for (int i = 0; i < LANES; ++i) of_channel[i] = load(work.dstep + (t + i) * LANES);
+    for (int i = 0; i < LANES; ++i) of_channel[i] = load(work.slope_dstep + (t + i) * LANES);
     transpose(of_channel);
     in_blocks<8>(rank, [&](int64_t i, auto n) {
       constexpr int N = decltype(n)::value;
@@ -180,13 +185,14 @@ __attribute__((noinline)) void low_rank_gradient(const Work& work, const float* 
 }
 
 // Gradient of the weights: dstep times the low-rank step, summed over pixels.
-__attribute__((noinline)) void weight_gradient(const Work& work, const float* rows, int64_t rank, int64_t length, float* sums, int64_t sums_step) {
+VMAMBA_NOINLINE void weight_gradient(const Work& work, const float* rows, int64_t rank, int64_t length, float* sums,
+                                     int64_t sums_step) {
   in_blocks<8>(rank, [&](int64_t i, auto n) {
     constexpr int N = decltype(n)::value;
     Lanes sum[N];
     for (int s = 0; s < N; ++s) sum[s] = load(sums + (i + s) * sums_step);
     for (int64_t t = 0; t < length; ++t) {
-      const Lanes dstep = load(work.dstep + t * LANES);
+      const Lanes dstep = load(work.slope_dstep + t * LANES);
 #pragma GCC unroll 8
       for (int s = 0; s < N; ++s) sum[s] = fma(dstep, splat(rows[(i + s) * PIXELS + t]), sum[s]);
     }
@@ -201,27 +207,77 @@ VMAMBA_INLINE int64_t group_floats(const Ss2dShape& shape) {
   return (SS2D_DIRECTIONS * sum_rows(shape) + 1) * padded_channels(shape);
 }
 
-// One direction of one image, for the channels of a slice.
-void run_direction(const Ss2dBackwardArgs& args, int64_t image, int k, int64_t slice, int64_t group, float* memory, Work& work) {
+// The first channel of a slice; slice + 1 gives the end, which may lie beyond the last channel.
+VMAMBA_INLINE int64_t slice_begin(const Ss2dBackwardArgs& args, int64_t slice) {
+  const int64_t units = padded_channels(args.shape) / 16;
+  return (units / args.slices * slice + smaller(slice, units % args.slices)) * 16;
+}
+
+// One chunk of one lane block after `prepare`: through its states, then to the gradients of all that made them.
+void run_block(const Ss2dBackwardArgs& args, int64_t image, int k, int64_t group, int64_t first, const Chunk& chunk,
+               Block block, const Strand& strand, const float* rows, float* sums, Work& work) {
   const Ss2dShape& shape = args.shape;
-  const int64_t channel = slice * args.slice_channels, end = smaller(shape.channels, channel + args.slice_channels);
-  const int64_t rank = shape.rank, states = shape.states, columns = column_count(shape), pixels = pixel_count(shape);
-  const int64_t padded = padded_channels(shape);
+  const int64_t rank = shape.rank, states = shape.states, padded = padded_channels(shape), length = chunk.length;
+  const float *B = rows + rank * PIXELS, *C = B + states * PIXELS;
+  float *dB = sums + rank * PIXELS, *dC = dB + states * PIXELS;
+  float* d_dt_weight = args.group_sums + group * group_floats(shape) + k * sum_rows(shape) * padded + block.channel;
+  float *dA = d_dt_weight + rank * padded, *d_dt_bias = dA + states * padded;
+  const float* saved = first > 0 ? args.saved + saved_at(shape, image, k, first, block) : nullptr;
+  if (first > PIXELS) {
+    const float* next = args.saved + saved_at(shape, image, k, first - PIXELS, block);
+    for (int64_t j = 0; j < states; ++j) __builtin_prefetch(next + j * shape.channels, 0, 2);
+  }
+
+  if (k == TURNS[0] && args.dD) {
+    float* dD = args.group_sums + (group + 1) * group_floats(shape) - padded + block.channel;
+    Lanes sum = load(dD);
+    for (int64_t t = 0; t < length; ++t) sum = fma(load(work.dy_dx + t * LANES), load(work.u + t * LANES), sum);
+    store(dD, sum);
+  }
+
+  Finish to{k == TURNS[0] ? total_skip(shape, args.in.D, block) : Lanes{}, load(d_dt_bias)};
+  const bool alone = states <= 4;
+  for (int64_t t = 0; !alone && t < length; ++t) {
+    store(work.through_B + t * LANES, Lanes{});
+    store(work.through_decay + t * LANES, Lanes{});
+  }
+  in_blocks<4>(states, [&](int64_t j, auto n) {
+    constexpr int N = decltype(n)::value;
+    Lanes h[N] = {};
+    for (int s = 0; saved && s < N; ++s)
+      h[s] = load_first<Dtype::float32>(saved, (j + s) * shape.channels, block.count);
+    const float* A = strand.A + j * LANES;
+    replay_states<N>(work, B + j * PIXELS, A, h, length);
+    auto reverse = alone ? reverse_states<N, true> : reverse_states<N, false>;
+    reverse(work, B + j * PIXELS, C + j * PIXELS, A, length, strand.state + j * LANES, dA + j * padded, padded,
+            dB + j * PIXELS, dC + j * PIXELS, to);
+  });
+  for (int64_t t = 0; !alone && t < length; ++t)
+    finish(work, t, load(work.through_B + t * LANES), load(work.through_decay + t * LANES), to);
+  store(d_dt_bias, to.of_bias);
+
+  for (int64_t t = length; t % LANES; ++t) store(work.slope_dstep + t * LANES, Lanes{});
+  const float* weights = args.in.dt_weight + (k * shape.channels + block.channel) * rank;
+  low_rank_gradient(work, weights, rank, block.count, length, sums);
+  weight_gradient(work, rows, rank, length, d_dt_weight, padded);
+}
+
+// One direction of one image, for the channels of a slice. `memory` holds the rows, their gradients, the blocks' parameters
+// and tiles for dx.
+void run_direction(const Ss2dBackwardArgs& args, int64_t image, int k, int64_t slice, int64_t group, float* memory,
+                   Work& work) {
+  const Ss2dShape& shape = args.shape;
+  const Tensor& x = args.in.x;
+  const int64_t channel = slice_begin(args, slice), end = smaller(shape.channels, slice_begin(args, slice + 1));
+  const int64_t blocks = ceil_div(end - channel, LANES), columns = column_count(shape), pixels = pixel_count(shape);
   float* rows = memory;
   float* sums = rows + columns * PIXELS;
-  float* lanes = sums + columns * PIXELS;
-  const float* B = rows + rank * PIXELS;
-  const float* C = B + states * PIXELS;
-  float* dB = sums + rank * PIXELS;
-  float* dC = dB + states * PIXELS;
-  float* dx_dbl = (args.slice_sums ? args.slice_sums + slice * shape.batch * pixels * SS2D_DIRECTIONS * columns : args.dx_dbl) +
-                  (image * pixels * SS2D_DIRECTIONS + k) * columns;
-  const Tensor& x = args.in.x;
-  const int64_t blocks = ceil_div(end - channel, LANES);
-  float* dx_tiles = lanes + blocks * lane_floats(shape);
-  const char* x_map = static_cast<const char*>(x.data) + (image * x.stride[0] + channel) * size_of(x.dtype);
-  const float* dy_map = args.dy + image * pixels * shape.channels + channel;
-  float* dx_map = args.dx + image * pixels * shape.channels + channel;
+  float* strands = sums + columns * PIXELS;
+  float* dx_tiles = strands + blocks * strand_floats(shape);
+  const int64_t map = image * pixels * shape.channels + channel, size = size_of(x.dtype);
+  const char* x_map = static_cast<const char*>(x.data) + (image * x.stride[0] + channel) * size;
+  float* dx_dbl = args.slice_sums ? args.slice_sums + slice * shape.batch * pixels * SS2D_DIRECTIONS * columns : args.dx_dbl;
+  dx_dbl += (image * pixels * SS2D_DIRECTIONS + k) * columns;
 
   const Walk walk = walk_of(shape, k);
   const int64_t last = (chunk_count(shape) - 1) * PIXELS;
@@ -239,58 +295,32 @@ void run_direction(const Ss2dBackwardArgs& args, int64_t image, int k, int64_t s
     for (int64_t i = 0; i < columns * PIXELS; i += LANES) store(sums + i, Lanes{});
 
     for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t at = map + i * LANES;
       const Block block = block_at(shape, channel + i * LANES);
-      const Lane lane = lane_at(shape, lanes + i * lane_floats(shape));
-      if (first == last) start_lane(shape, args.in, k, block, lane);
-      float* d_dt_weight = args.group_sums + group * group_floats(shape) + k * sum_rows(shape) * padded + block.channel;
-      float* dA = d_dt_weight + rank * padded;
-      float* d_dt_bias = dA + states * padded;
-
+      const Strand strand = strand_at(shape, strands + i * strand_floats(shape));
+      if (first == last) start_strand(shape, args.in, k, block, strand);
       with_dtype(x.dtype, [&](auto type) {
         constexpr Dtype T = decltype(type)::value;
         auto run = block.count == LANES ? prepare<T, true> : prepare<T, false>;
-        run(x_map + i * LANES * size_of(x.dtype), dy_map + i * LANES, dx_map + i * LANES, rows, chunk, next, block.count, lane,
-            rank, shape.softplus, work);
+        run(x_map + i * LANES * size, args.dy + at, args.dx + at, rows, chunk, next, block.count, strand, shape.rank,
+            shape.softplus, work);
       });
-      Finish to{k == TURNS[0] ? total_skip(shape, args.in.D, block) : Lanes{}, load(d_dt_bias), dx_tiles + i * TILE};
-      for (int64_t j = 0; first > PIXELS && j < states; ++j)
-        __builtin_prefetch(args.saved + saved_at(shape, image, k, first - PIXELS, block) + j * shape.channels, 0, 2);
-      const bool alone = states <= 4;
-      for (int64_t t = 0; !alone && t < chunk.length; ++t) {
-        store(work.through_B + t * LANES, Lanes{});
-        store(work.through_decay + t * LANES, Lanes{});
-      }
-      in_blocks<4>(states, [&](int64_t j, auto n) {
-        constexpr int N = decltype(n)::value;
-        Lanes h[N] = {};
-        for (int s = 0; first > 0 && s < N; ++s)
-          h[s] = load_first<Dtype::float32>(args.saved, saved_at(shape, image, k, first, block) + (j + s) * shape.channels, block.count);
-        replay_states<N>(work, B + j * PIXELS, lane.A + j * LANES, h, chunk.length);
-        auto run = alone ? reverse_states<N, true> : reverse_states<N, false>;
-        run(work, B + j * PIXELS, C + j * PIXELS, lane.A + j * LANES, chunk.length, lane.state + j * LANES, dA + j * padded,
-            padded, dB + j * PIXELS, dC + j * PIXELS, to);
-      });
-      for (int64_t t = 0; !alone && t < chunk.length; ++t)
-        finish(work, t, load(work.through_B + t * LANES), load(work.through_decay + t * LANES), to);
-      store(d_dt_bias, to.of_bias);
-      for (int64_t t = chunk.length; t % LANES; ++t) store(work.dstep + t * LANES, Lanes{});
-      low_rank_gradient(work, args.in.dt_weight + (k * shape.channels + block.channel) * rank, rank, block.count, chunk.length, sums);
-      weight_gradient(work, rows, rank, chunk.length, d_dt_weight, padded);
-      if (k == TURNS[0] && args.dD) {
-        float* dD = args.group_sums + (group + 1) * group_floats(shape) - padded + block.channel;
-        Lanes sum = load(dD);
-        for (int64_t t = 0; t < chunk.length; ++t) sum = fma(load(work.dy + t * LANES), load(work.u + t * LANES), sum);
-        store(dD, sum);
-      }
+      run_block(args, image, k, group, first, chunk, block, strand, rows, sums, work);
+      if (walk.colliding)
+        for (int64_t t = 0; t < chunk.length; ++t)
+          store(dx_tiles + i * TILE + t * LANES, load(work.dy_dx + t * LANES));
+      else
+        merge(k == TURNS[0], chunk, block.count, work.dy_dx, args.dx + at);
     }
-    merge(k == TURNS[0], chunk, end - channel, dx_tiles, dx_map);
-    transpose_out(dx_dbl, [&](int64_t t) { return chunk.pixel[t] * SS2D_DIRECTIONS * columns; }, chunk.length, columns, sums, PIXELS);
+    if (walk.colliding) merge(k == TURNS[0], chunk, end - channel, dx_tiles, args.dx + map);
+    auto row_at = [&](int64_t t) { return chunk.pixel[t] * SS2D_DIRECTIONS * columns; };
+    transpose_out(dx_dbl, row_at, chunk.length, columns, sums, PIXELS);
   }
 }
 
 void run_task(const Ss2dBackwardArgs& args, int64_t group, int64_t slice, float* memory) {
   const Ss2dShape& shape = args.shape;
-  const int64_t channel = slice * args.slice_channels, end = smaller(padded_channels(shape), channel + args.slice_channels);
+  const int64_t channel = slice_begin(args, slice), end = slice_begin(args, slice + 1);
   for (int64_t row = 0; row <= SS2D_DIRECTIONS * sum_rows(shape); ++row)
     for (int64_t c = channel; c < end; c += LANES)
       store(args.group_sums + group * group_floats(shape) + row * padded_channels(shape) + c, Lanes{});
@@ -301,7 +331,7 @@ void run_task(const Ss2dBackwardArgs& args, int64_t group, int64_t slice, float*
 }
 
 // dx_dbl as the sum of the slices' parts, in the slices' order.
-void add_slices(const Ss2dBackwardArgs& args, int64_t slices) {
+void add_slices(const Ss2dBackwardArgs& args) {
   const int64_t count = args.shape.batch * pixel_count(args.shape) * SS2D_DIRECTIONS * column_count(args.shape);
   const int64_t piece = 4096;
   parallel_for(ceil_div(count, piece), args.shape.threads, [&](int64_t task) {
@@ -309,7 +339,7 @@ void add_slices(const Ss2dBackwardArgs& args, int64_t slices) {
     for (int64_t i = task * piece; i < end; i += LANES) {
       const int some = static_cast<int>(smaller(end - i, LANES));
       Lanes sum = load_first<Dtype::float32>(args.slice_sums, i, some);
-      for (int64_t s = 1; s < slices; ++s) sum += load_first<Dtype::float32>(args.slice_sums, s * count + i, some);
+      for (int64_t s = 1; s < args.slices; ++s) sum += load_first<Dtype::float32>(args.slice_sums, s * count + i, some);
       store_first(args.dx_dbl, i, some, sum);
     }
   });
@@ -319,7 +349,7 @@ void add_slices(const Ss2dBackwardArgs& args, int64_t slices) {
 void add_groups(const Ss2dBackwardArgs& args, int64_t groups) {
   const Ss2dShape& shape = args.shape;
   const int64_t blocks = ceil_div(shape.channels, LANES), rank = shape.rank, states = shape.states;
-  share_tasks(SS2D_DIRECTIONS * blocks, shape.threads, args.workspace, args.workspace_floats, [&](int64_t task, float* memory) {
+  auto add = [&](int64_t task, float* memory) {
     const int64_t k = task / blocks;
     const Block block = block_at(shape, task % blocks * LANES);
     auto total = [&](int64_t row) {
@@ -328,24 +358,30 @@ void add_groups(const Ss2dBackwardArgs& args, int64_t groups) {
       for (int64_t g = 1; g < groups; ++g) sum += load(part + g * group_floats(shape));
       return sum;
     };
-    for (int64_t row = 0; row < rank + states; ++row) store(memory + row * LANES, total(k * sum_rows(shape) + row) * (row < rank ? 1.0f : LN_2));
-    const int64_t first = k * shape.channels + block.channel;
+    const int64_t rows = k * sum_rows(shape), first = k * shape.channels + block.channel;
+    float* of_A = memory + rank * LANES;
+    for (int64_t i = 0; i < rank; ++i) store(memory + i * LANES, total(rows + i));
+    for (int64_t j = 0; j < states; ++j) store(of_A + j * LANES, total(rows + rank + j) * LN_2);
     transpose_out(args.d_dt_weight, [&](int64_t c) { return (first + c) * rank; }, block.count, rank, memory, LANES);
-    transpose_out(args.dA, [&](int64_t c) { return (first + c) * states; }, block.count, states, memory + rank * LANES, LANES);
-    if (args.d_dt_bias) store_first(args.d_dt_bias, first, block.count, total(k * sum_rows(shape) + rank + states));
+    transpose_out(args.dA, [&](int64_t c) { return (first + c) * states; }, block.count, states, of_A, LANES);
+    if (args.d_dt_bias) store_first(args.d_dt_bias, first, block.count, total(rows + rank + states));
     if (args.dD) store_first(args.dD, first, block.count, total(SS2D_DIRECTIONS * sum_rows(shape)));
-  });
+  };
+  share_tasks(SS2D_DIRECTIONS * blocks, shape.threads, args.workspace, args.workspace_floats, add);
 }
 
 }  // namespace
 
 void ss2d_backward(const Ss2dBackwardArgs& args) {
-  const int64_t slices = ceil_div(args.shape.channels, args.slice_channels);
+  const int64_t maps = args.shape.batch * pixel_count(args.shape), slices = args.slices;
+  expect_fill(args.dx, maps * args.shape.channels * 4);
+  expect_fill(args.dx_dbl, maps * SS2D_DIRECTIONS * column_count(args.shape) * 4);
+  if (args.slice_sums) expect_fill(args.slice_sums, slices * maps * SS2D_DIRECTIONS * column_count(args.shape) * 4);
   const int64_t groups = ceil_div(args.shape.batch, args.group_images);
   share_tasks(groups * slices, args.shape.threads, args.workspace, args.workspace_floats, [&](int64_t task, float* memory) {
     run_task(args, task / slices, task % slices, memory);
   });
-  if (args.slice_sums) add_slices(args, slices);
+  if (args.slice_sums) add_slices(args);
   add_groups(args, groups);
 }
 

@@ -10,6 +10,8 @@
 #include "ss2d_args.h"
 #include "ss2d_math.h"
 
+#define VMAMBA_NOINLINE __attribute__((noinline))  // hot loops, which then have the registers to themselves
+
 namespace vmamba {
 namespace VMAMBA_ISA {
 namespace {
@@ -83,7 +85,8 @@ VMAMBA_INLINE Lanes load_first(const void* base, int64_t index, int count) {
   if constexpr (type == Dtype::float32) {
     return (Lanes)_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), static_cast<const float*>(base) + index);
   } else {
-    const Halves x = (Halves)_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), static_cast<const uint16_t*>(base) + index);
+    const uint16_t* from = static_cast<const uint16_t*>(base) + index;
+    const Halves x = (Halves)_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), from);
     return type == Dtype::bfloat16 ? from_bfloat16(x) : from_float16(x);
   }
 #else
@@ -100,10 +103,10 @@ VMAMBA_INLINE void store_first(float* base, int64_t index, int count, Lanes x) {
 #endif
 }
 
-// out[column * out_step + row] = base[row_at(row) + column] * factor; rows up to the next multiple of LANES are filled with 0.
+// out[column * out_step + row] = base[row_at(row) + column] * factor; rows up to the next multiple of LANES become 0.
 template <Dtype type, class RowAt>
-VMAMBA_INLINE void transpose_in(const void* base, RowAt&& row_at, int64_t rows, int64_t columns, float* out, int64_t out_step,
-                                float factor = 1.0f) {
+VMAMBA_INLINE void transpose_in(const void* base, RowAt&& row_at, int64_t rows, int64_t columns, float* out,
+                                int64_t out_step, float factor = 1.0f) {
   for (int64_t r = 0; r < rows; r += LANES) {
     for (int64_t c = 0; c < columns; c += LANES) {
       const int some = static_cast<int>(smaller(columns - c, LANES));
@@ -117,7 +120,8 @@ VMAMBA_INLINE void transpose_in(const void* base, RowAt&& row_at, int64_t rows, 
 
 // The reverse: base[row_at(row) + column] = in[column * in_step + row].
 template <class RowAt>
-VMAMBA_INLINE void transpose_out(float* base, RowAt&& row_at, int64_t rows, int64_t columns, const float* in, int64_t in_step) {
+VMAMBA_INLINE void transpose_out(float* base, RowAt&& row_at, int64_t rows, int64_t columns, const float* in,
+                                 int64_t in_step) {
   for (int64_t r = 0; r < rows; r += LANES) {
     for (int64_t c = 0; c < columns; c += LANES) {
       const int some = static_cast<int>(smaller(columns - c, LANES));
@@ -132,7 +136,8 @@ VMAMBA_INLINE void transpose_out(float* base, RowAt&& row_at, int64_t rows, int6
 // ---- a chunk's contents --------------------------------------------------------------------------------------
 
 // The columns of x_dbl over the chunk's pixels: rows[column * PIXELS + t]. B is multiplied by ln 2, see ss2d_math.h.
-__attribute__((noinline)) void load_columns(const Ss2dShape& shape, const Tensor& x_dbl, int64_t image, int direction, const Chunk& chunk, float* rows) {
+VMAMBA_NOINLINE void load_columns(const Ss2dShape& shape, const Tensor& x_dbl, int64_t image, int direction,
+                                  const Chunk& chunk, float* rows) {
   const int64_t offset = image * x_dbl.stride[0] + direction * x_dbl.stride[2];
   with_dtype(x_dbl.dtype, [&](auto type) {
     transpose_in<decltype(type)::value>(
@@ -143,7 +148,8 @@ __attribute__((noinline)) void load_columns(const Ss2dShape& shape, const Tensor
   for (int64_t i = 0; i < shape.states * PIXELS; i += LANES) store(B + i, load(B + i) * LN_2);
 }
 
-VMAMBA_INLINE void prefetch_columns(const Ss2dShape& shape, const Tensor& x_dbl, int64_t image, int direction, const Chunk& chunk) {
+VMAMBA_INLINE void prefetch_columns(const Ss2dShape& shape, const Tensor& x_dbl, int64_t image, int direction,
+                                    const Chunk& chunk) {
   const int64_t size = size_of(x_dbl.dtype), bytes = column_count(shape) * size;
   const char* base = static_cast<const char*>(x_dbl.data) + (image * x_dbl.stride[0] + direction * x_dbl.stride[2]) * size;
   for (int64_t t = 0; t < chunk.length; ++t) {
@@ -163,30 +169,31 @@ VMAMBA_INLINE Block block_at(const Ss2dShape& shape, int64_t channel) {
   return {channel, static_cast<int>(smaller(shape.channels - channel, LANES))};
 }
 
-// One direction's parameters of a lane block, lanes over channels, and the block's state or its adjoint.
-struct Lane {
+// One direction's parameters of a lane block, strands over channels, and the block's state or its adjoint.
+struct Strand {
   float* weights;  // [rank], times log2(e)
   float* A;        // [states]
   float* bias;     // times log2(e)
   float* state;    // [states]
 };
 
-VMAMBA_INLINE int64_t lane_floats(const Ss2dShape& shape) { return (column_count(shape) + 1) * LANES; }
+VMAMBA_INLINE int64_t strand_floats(const Ss2dShape& shape) { return (column_count(shape) + 1) * LANES; }
 
-VMAMBA_INLINE Lane lane_at(const Ss2dShape& shape, float* memory) {
+VMAMBA_INLINE Strand strand_at(const Ss2dShape& shape, float* memory) {
   float* A = memory + shape.rank * LANES;
   float* bias = A + shape.states * LANES;
   return {memory, A, bias, bias + LANES};
 }
 
 // Fetch a direction's parameters and clear the state.
-void start_lane(const Ss2dShape& shape, const Ss2dInputs& in, int direction, Block block, const Lane& lane) {
+void start_strand(const Ss2dShape& shape, const Ss2dInputs& in, int direction, Block block, const Strand& strand) {
   const int64_t first = direction * shape.channels + block.channel, rank = shape.rank, states = shape.states;
-  transpose_in<Dtype::float32>(in.dt_weight, [&](int64_t c) { return (first + c) * rank; }, block.count, rank, lane.weights,
+  auto weights_of = [&](int64_t c) { return (first + c) * rank; };
+  transpose_in<Dtype::float32>(in.dt_weight, weights_of, block.count, rank, strand.weights,
                                LANES, LOG2_E);
-  transpose_in<Dtype::float32>(in.A, [&](int64_t c) { return (first + c) * states; }, block.count, states, lane.A, LANES);
-  for (int64_t j = 0; j < states; ++j) store(lane.state + j * LANES, Lanes{});
-  store(lane.bias, in.dt_bias ? load_first<Dtype::float32>(in.dt_bias, first, block.count) * LOG2_E : Lanes{});
+  transpose_in<Dtype::float32>(in.A, [&](int64_t c) { return (first + c) * states; }, block.count, states, strand.A, LANES);
+  for (int64_t j = 0; j < states; ++j) store(strand.state + j * LANES, Lanes{});
+  store(strand.bias, in.dt_bias ? load_first<Dtype::float32>(in.dt_bias, first, block.count) * LOG2_E : Lanes{});
 }
 
 // D summed over the directions, each of which adds its D u to the same pixel.
@@ -199,13 +206,15 @@ VMAMBA_INLINE Lanes total_skip(const Ss2dShape& shape, const float* D, Block blo
 
 // Where the states before the first-th pixel (a multiple of PIXELS, not 0) are kept; states are shape.channels apart.
 VMAMBA_INLINE int64_t saved_at(const Ss2dShape& shape, int64_t image, int direction, int64_t first, Block block) {
-  return ((image * SS2D_DIRECTIONS + direction) * (chunk_count(shape) - 1) + first / PIXELS - 1) * shape.states * shape.channels + block.channel;
+  const int64_t chunk = (image * SS2D_DIRECTIONS + direction) * (chunk_count(shape) - 1) + first / PIXELS - 1;
+  return chunk * shape.states * shape.channels + block.channel;
 }
+
+constexpr int64_t TILE = sizeof(Tile) / sizeof(float);
 
 // A map at the chunk's pixels becomes, or grows by, tiles of a task's lane blocks, TILE floats apart. All blocks of a pixel
 // together: they lie in sets of the cache of their own (see Walk).
-constexpr int64_t TILE = sizeof(Tile) / sizeof(float);
-__attribute__((noinline)) void merge(bool first, const Chunk& chunk, int64_t channels, const float* tiles, float* map) {
+VMAMBA_NOINLINE void merge(bool first, const Chunk& chunk, int64_t channels, const float* tiles, float* map) {
   for (int64_t t = 0; t < chunk.length; ++t) {
     const float* from = tiles + t * LANES;
     for (int64_t c = 0; c < channels; c += LANES, from += TILE) {

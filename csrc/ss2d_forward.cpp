@@ -15,15 +15,15 @@ struct Tiles {
 // Everything of a chunk that does not depend on the pixel before, GROUP pixels at a time. In the first direction y is set
 // to skip · x, to which all directions add.
 template <Dtype type, bool whole>
-__attribute__((noinline)) void prepare(const void* x, float* y, const float* rows, const Chunk& chunk, const Chunk& next,
-                                       int count, const Lane& lane, int64_t rank, bool softplus, const Lanes* skip, Tiles& tiles) {
-  const Lanes bias = load(lane.bias);
-  const float* weights = lane.weights;
+VMAMBA_NOINLINE void prepare(const void* x, float* y, const float* rows, const Chunk& chunk, const Chunk& next, int count,
+                             const Strand& strand, int64_t rank, bool softplus, const Lanes* skip, Tiles& tiles) {
+  const Lanes bias = load(strand.bias);
+  const float* weights = strand.weights;
   in_groups(chunk.length, [&](int64_t t, auto size) {
     constexpr int N = decltype(size)::value;
     Lanes step[N];
     project(rows, weights, bias, rank, t, step);
-    if (softplus) each_four(step, [](Lanes(&four)[4]) { step_sizes(four); });
+    if (softplus) each_two(step, [](Lanes(&two)[2]) { step_sizes(two); });
     VMAMBA_EACH(N) {
       store(tiles.step + (t + i) * LANES, step[i]);
       const Lanes u = whole ? load_as<type>(x, chunk.x[t + i]) : load_first<type>(x, chunk.x[t + i], count);
@@ -77,14 +77,20 @@ VMAMBA_INLINE void scan_states(const Tiles& tiles, const float* B, const float* 
 }
 
 template <bool whole>
-__attribute__((noinline)) void scan(const Ss2dShape& shape, const Tiles& tiles, const float* rows, int64_t length, const Lane& lane,
-                                    const int64_t* place, int count, float* y) {
+VMAMBA_NOINLINE void scan(const Ss2dShape& shape, const Tiles& tiles, const float* rows, int64_t length,
+                          const Strand& strand, const int64_t* place, int count, float* y) {
   const float* B = rows + shape.rank * PIXELS;
   const float* C = B + shape.states * PIXELS;
   in_blocks<4>(shape.states, [&](int64_t j, auto n) {
-    scan_states<decltype(n)::value, whole>(tiles, B + j * PIXELS, C + j * PIXELS, lane.A + j * LANES, lane.state + j * LANES,
-                                           length, place, count, y);
+    scan_states<decltype(n)::value, whole>(tiles, B + j * PIXELS, C + j * PIXELS, strand.A + j * LANES,
+                                           strand.state + j * LANES, length, place, count, y);
   });
+}
+
+// The chunk after the one at hand, perhaps the next direction's first.
+void place_next(const Ss2dForwardArgs& args, int64_t image, int direction, const Walk& walk, int64_t first, Chunk& next) {
+  place_chunk(args.shape, walk, args.in.x.stride[1], first, next);
+  prefetch_columns(args.shape, args.in.x_dbl, image, direction, next);
 }
 
 // One direction of one image, for some lane blocks. `memory` holds the rows, the blocks' parameters, and tiles for y.
@@ -96,8 +102,8 @@ void run_direction(const Ss2dForwardArgs& args, int64_t image, int turn, int64_t
   const int64_t channels = smaller(shape.channels - channel, args.task_channels), blocks = ceil_div(channels, LANES);
   const int64_t pixels = pixel_count(shape);
   float* rows = memory;
-  float* lanes = rows + column_count(shape) * PIXELS;
-  float* sums = lanes + blocks * lane_floats(shape);
+  float* strands = rows + column_count(shape) * PIXELS;
+  float* sums = strands + blocks * strand_floats(shape);
   float* y_map = args.y + image * pixels * shape.channels + channel;
   const char* x_map = static_cast<const char*>(x.data) + (image * x.stride[0] + channel) * size_of(x.dtype);
   int64_t in_tile[PIXELS];
@@ -109,23 +115,23 @@ void run_direction(const Ss2dForwardArgs& args, int64_t image, int turn, int64_t
   place_chunk(shape, walk, x.stride[1], 0, chunks[0]);
   for (int64_t first = 0, turned = 0; first < pixels; first += PIXELS, turned ^= 1) {
     const Chunk& chunk = chunks[turned];
-    Chunk& other = chunks[turned ^ 1];
-    const bool more = first + PIXELS < pixels;
-    const Chunk& next = more ? other : chunk;
-    if (more) {
-      place_chunk(shape, walk, x.stride[1], first + PIXELS, other);
-      prefetch_columns(shape, args.in.x_dbl, image, k, other);
-    }
+    Chunk& next = chunks[turned ^ 1];
+    if (first + PIXELS < pixels)
+      place_next(args, image, k, walk, first + PIXELS, next);
+    else if (turn + 1 < SS2D_DIRECTIONS)
+      place_next(args, image, TURNS[turn + 1], walk_of(shape, TURNS[turn + 1]), 0, next);
+    else
+      next = chunk;
     load_columns(shape, args.in.x_dbl, image, k, chunk, rows);
     for (int64_t i = 0; i < blocks; ++i) {
       const Block block = block_at(shape, channel + i * LANES);
-      const Lane lane = lane_at(shape, lanes + i * lane_floats(shape));
+      const Strand strand = strand_at(shape, strands + i * strand_floats(shape));
       if (first == 0)
-        start_lane(shape, args.in, k, block, lane);
+        start_strand(shape, args.in, k, block, strand);
       else if (args.saved)
         for (int64_t j = 0; j < shape.states; ++j)
           store_first(args.saved, saved_at(shape, image, k, first, block) + j * shape.channels, block.count,
-                      load(lane.state + j * LANES));
+                      load(strand.state + j * LANES));
 
       const bool whole = block.count == LANES;
       const Lanes skip = total_skip(shape, args.in.D, block);
@@ -133,15 +139,15 @@ void run_direction(const Ss2dForwardArgs& args, int64_t image, int turn, int64_t
       with_dtype(x.dtype, [&](auto type) {
         constexpr Dtype T = decltype(type)::value;
         auto run = whole ? prepare<T, true> : prepare<T, false>;
-        run(x_map + i * LANES * size_of(x.dtype), y, rows, chunk, next, block.count, lane, shape.rank, shape.softplus,
+        run(x_map + i * LANES * size_of(x.dtype), y, rows, chunk, next, block.count, strand, shape.rank, shape.softplus,
             turn == 0 ? &skip : nullptr, tiles);
       });
       auto run = whole || walk.colliding ? scan<true> : scan<false>;
       if (walk.colliding) {
         for (int64_t t = 0; t < chunk.length; ++t) store(sums + i * TILE + t * LANES, Lanes{});
-        run(shape, tiles, rows, chunk.length, lane, in_tile, LANES, sums + i * TILE);
+        run(shape, tiles, rows, chunk.length, strand, in_tile, LANES, sums + i * TILE);
       } else {
-        run(shape, tiles, rows, chunk.length, lane, chunk.y, block.count, y);
+        run(shape, tiles, rows, chunk.length, strand, chunk.y, block.count, y);
       }
     }
     if (walk.colliding) merge(false, chunk, channels, sums, y_map);

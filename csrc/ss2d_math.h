@@ -5,9 +5,10 @@
 //
 // need no multiplication by log2(e), and their arguments split into integer and fraction without error.
 //
-// With AVX-512 a permutation looks up one of 32 floats in each lane. That moves work from the multipliers, which the
-// projection and the recurrence need too, to units that would idle. Errors stay within 2 units in the last place; step
-// sizes under 2^-126 become 0 or subnormal.
+// With AVX-512 a permutation looks up one of 16 floats (of two registers, 32) in each lane. That moves work from the
+// multipliers, which the projection and the recurrence need too, to units that would idle. Powers stay within 2 units in the
+// last place, and so do step sizes above 5e-5; smaller ones, whose effect on a state is lost in its rounding, within 1.1e-5
+// of themselves. Elsewhere the functions are vecmath.h's.
 #pragma once
 
 #include "vecmath.h"
@@ -25,16 +26,27 @@ namespace {
 
 constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
 
-// f on four vectors at a time.
+// f on two vectors at a time: with the vectors that wait and the tables, more would not fit the registers.
 template <int N, class F>
-VMAMBA_INLINE void each_four(Lanes (&x)[N], F&& f) {
-#pragma GCC unroll 2
-  for (int i = 0; i < N; i += 4) f(*reinterpret_cast<Lanes(*)[4]>(x + i));
+VMAMBA_INLINE void each_two(Lanes (&x)[N], F&& f) {
+#pragma GCC unroll 4
+  for (int first = 0; first < N; first += 2) {
+    Lanes two[2];
+    VMAMBA_EACH(2) two[i] = x[first + i];
+    f(two);
+    VMAMBA_EACH(2) x[first + i] = two[i];
+  }
 }
 template <int N, class F>
-VMAMBA_INLINE void each_four(Lanes (&x)[N], Lanes (&y)[N], F&& f) {
-#pragma GCC unroll 2
-  for (int i = 0; i < N; i += 4) f(*reinterpret_cast<Lanes(*)[4]>(x + i), *reinterpret_cast<Lanes(*)[4]>(y + i));
+VMAMBA_INLINE void each_two(Lanes (&x)[N], Lanes (&y)[N], F&& f) {
+#pragma GCC unroll 4
+  for (int first = 0; first < N; first += 2) {
+    Lanes two[2], other[2];
+    VMAMBA_EACH(2) two[i] = x[first + i];
+    f(two, other);
+    VMAMBA_EACH(2) x[first + i] = two[i];
+    VMAMBA_EACH(2) y[first + i] = other[i];
+  }
 }
 
 // A product that is not to be fused with the addition that follows: the other one there is.
@@ -53,11 +65,21 @@ VMAMBA_INLINE Lanes look_up(const float* table, Lanes index) {
   return (Lanes)_mm512_permutexvar_ps((__m512i)index, (__m512)load(table));
 }
 
+VMAMBA_INLINE Lanes look_up_32(const float* table, Lanes index) {
+  return (Lanes)_mm512_permutex2var_ps((__m512)load(table), (__m512i)index, (__m512)load(table + 16));
+}
+
+// -|p|, but not below -200, where 2^-|p| is 0 in any case; NaN becomes -200.
+VMAMBA_INLINE Lanes minus_magnitude(Lanes p) {
+  constexpr int smaller_magnitude = 2, negative = 3 << 2;
+  return (Lanes)_mm512_range_ps((__m512)p, _mm512_set1_ps(200.0f), smaller_magnitude | negative);
+}
+
 // Adding this rounds to integers and leaves r + 15 in the low four bits, the tables' index; what is below r = -15 is
 // held there.
 constexpr float ROUND_TO_ENTRY = 0x1.8p23f + 15.0f;
 
-VMAMBA_INLINE Lanes softplus_entry(Lanes rounded) {
+VMAMBA_INLINE Lanes held_entry(Lanes rounded) {
   const Ints first = (Ints)splat(0x1.8p23f), entry = (Ints)rounded;
   return (Lanes)(entry > first ? entry : first);
 }
@@ -65,12 +87,10 @@ VMAMBA_INLINE Lanes softplus_entry(Lanes rounded) {
 template <int N>
 VMAMBA_INLINE void step_sizes(Lanes (&p)[N]) {
   Lanes r[N], f[N], entry[N], w[N];
-  VMAMBA_EACH(N) {
-    f[i] = as_lanes(as_bits(p[i]) | 0x80000000u);  // -|p|
-    entry[i] = f[i] + ROUND_TO_ENTRY;
-  }
+  VMAMBA_EACH(N) f[i] = minus_magnitude(p[i]);
+  VMAMBA_EACH(N) entry[i] = f[i] + ROUND_TO_ENTRY;
   VMAMBA_EACH(N) r[i] = entry[i] - ROUND_TO_ENTRY;
-  VMAMBA_EACH(N) entry[i] = softplus_entry(entry[i]);
+  VMAMBA_EACH(N) entry[i] = held_entry(entry[i]);
   VMAMBA_EACH(N) f[i] = f[i] - r[i];
   VMAMBA_EACH(N) w[i] = look_up(softplus_terms[5], entry[i]);
 #pragma GCC unroll 8
@@ -85,12 +105,10 @@ VMAMBA_INLINE void step_sizes(Lanes (&p)[N]) {
 template <int N>
 VMAMBA_INLINE void step_sizes(Lanes (&p)[N], Lanes (&slope)[N]) {
   Lanes r[N], f[N], entry[N], w[N];
-  VMAMBA_EACH(N) {
-    f[i] = as_lanes(as_bits(p[i]) | 0x80000000u);
-    entry[i] = f[i] + ROUND_TO_ENTRY;
-  }
+  VMAMBA_EACH(N) f[i] = minus_magnitude(p[i]);
+  VMAMBA_EACH(N) entry[i] = f[i] + ROUND_TO_ENTRY;
   VMAMBA_EACH(N) r[i] = entry[i] - ROUND_TO_ENTRY;
-  VMAMBA_EACH(N) entry[i] = softplus_entry(entry[i]);
+  VMAMBA_EACH(N) entry[i] = held_entry(entry[i]);
   VMAMBA_EACH(N) f[i] = f[i] - r[i];
   VMAMBA_EACH(N) slope[i] = look_up(softplus_fine_terms[6], entry[i]);
   VMAMBA_EACH(N) w[i] = fma(slope[i], f[i], look_up(softplus_fine_terms[5], entry[i]));
@@ -114,9 +132,7 @@ VMAMBA_INLINE void powers_of_two(Lanes (&x)[N]) {
   VMAMBA_EACH(N) x[i] = unfused(x[i]);
   VMAMBA_EACH(N) fraction[i] = x[i] + round_to_entry;
   VMAMBA_EACH(N) r[i] = fraction[i] - round_to_entry;
-  VMAMBA_EACH(N) {
-    fraction[i] = (Lanes)_mm512_permutex2var_ps((__m512)load(exp2_fraction), (__m512i)fraction[i], (__m512)load(exp2_fraction + 16));
-  }
+  VMAMBA_EACH(N) fraction[i] = look_up_32(exp2_fraction, fraction[i]);
   VMAMBA_EACH(N) x[i] = x[i] - r[i];
   VMAMBA_EACH(N) less_one[i] = fma(splat(exp2_terms[1]), x[i], splat(exp2_terms[0]));
   VMAMBA_EACH(N) less_one[i] = less_one[i] * x[i];

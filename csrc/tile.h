@@ -12,7 +12,7 @@ struct Place {
   int channels;
 };
 
-// Fetches a tile that will be needed soon into the second-level cache, a piece at each step of the tile at hand: a tile's
+// Fetches a tile that will be needed soon into the second-level cache, a piece at each step of the tile at hand: its
 // rows are too short for the hardware to foresee them, and asked for all at once they would block the miss queue.
 struct Prefetch {
   const char* at;
@@ -48,7 +48,8 @@ static void load_tile_as(const void* base, const Place& place, int steps, Lanes*
     const bool direct = full && place.channel_stride == 1;
     for (int t = 0; t < steps; ++t) {
       const int64_t index = place.offset + t * place.step_stride;
-      tile[t] = direct ? load_as<type>(base, index) : load_some<type>(base, index, place.channel_stride, place.channels);
+      tile[t] = direct ? load_as<type>(base, index)
+                       : load_some<type>(base, index, place.channel_stride, place.channels);
     }
     for (int t = steps; t % LANES; ++t) tile[t] = Lanes{};
     return;
@@ -59,8 +60,10 @@ static void load_tile_as(const void* base, const Place& place, int steps, Lanes*
       for (int c = 0; c < LANES; ++c) rows[c] = load_as<type>(base, place.offset + c * place.channel_stride + t);
     } else {
       const int some = static_cast<int>(smaller(steps - t, LANES));
-      for (int c = 0; c < LANES; ++c)
-        rows[c] = c < place.channels ? load_some<type>(base, place.offset + c * place.channel_stride + t, 1, some) : Lanes{};
+      for (int c = 0; c < LANES; ++c) {
+        const int64_t index = place.offset + c * place.channel_stride + t;
+        rows[c] = c < place.channels ? load_some<type>(base, index, 1, some) : Lanes{};
+      }
     }
     transpose(rows);
     for (int i = 0; i < LANES; ++i) tile[t + i] = rows[i];
@@ -92,8 +95,9 @@ static void store_tile(void* base, int64_t dtype, const Place& place, int steps,
   with_dtype(dtype, [&](auto type) { store_tile_as<decltype(type)::value>(base, place, steps, tile); });
 }
 
-// `steps` elements of one row, any stride, as floats. Fetches what lies `ahead` steps further, where a next call will be.
-static void load_row(const void* base, int64_t dtype, int64_t offset, int64_t stride, int steps, int ahead, float* row) {
+// `steps` elements of one row, any stride, as floats. Fetches what lies `ahead` steps further, where the next call is.
+static void load_row(const void* base, int64_t dtype, int64_t offset, int64_t stride, int steps, int ahead,
+                     float* row) {
   with_dtype(dtype, [&](auto type) {
     constexpr Dtype T = decltype(type)::value;
     for (int t = 0; t < steps; t += LANES) {

@@ -222,6 +222,20 @@ def test_missing_library_is_an_obstacle_with_the_mend(fresh_loader: pytest.Monke
     assert [run.backend for run in runs] == ["torch"]
 
 
+def test_of_two_libraries_the_newer_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(native.LIBRARY_VARIABLE, raising=False)
+    paths = [tmp_path / name / "_native" / native.FILE_NAME for name in ("installed", "sources")]
+    monkeypatch.setattr(vmamba, "__path__", [str(path.parents[1]) for path in paths])
+    assert native.library_path() is None
+    for age, path in enumerate(paths):
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1000 - age, 1000 - age))
+    assert native.library_path() == paths[0]
+    os.utime(paths[1], (2000, 2000))
+    assert native.library_path() == paths[1]
+
+
 def test_mend_gets_past_pips_cached_wheel_or_builds_the_working_tree(tmp_path: Path) -> None:
     assert "--force-reinstall --no-deps --no-cache-dir --no-binary vmamba vmamba" in native.mend(tmp_path)
     (tmp_path / "tools").mkdir()

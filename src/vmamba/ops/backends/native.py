@@ -65,17 +65,14 @@ class VecmathArgs(ctypes.Structure):
 
 
 def library_path() -> Path | None:
-    """The library that ``VMAMBA_NATIVE_LIBRARY`` names, else the one beside this package, else None."""
+    """The library that ``VMAMBA_NATIVE_LIBRARY`` names, else the newest beside this package, else None."""
     import vmamba
 
     if given := os.environ.get(LIBRARY_VARIABLE):
         return Path(given)
-    # An editable install has two directories to look in.
-    for directory in vmamba.__path__:
-        path = Path(directory) / "_native" / FILE_NAME
-        if path.exists():
-            return path
-    return None
+    # An editable install has two directories, its own and the source tree's, and may have a library in each.
+    paths = (Path(directory) / "_native" / FILE_NAME for directory in vmamba.__path__)
+    return max((path for path in paths if path.exists()), key=lambda path: path.stat().st_mtime, default=None)
 
 
 @functools.cache

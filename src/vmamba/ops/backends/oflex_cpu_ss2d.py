@@ -16,9 +16,11 @@ from vmamba.ops.cross_scan import directions_of
 
 _CHUNK = 64  # pixels between two saved states, as in csrc/ss2d_args.h
 _LANES = 16  # of the widest instruction set; channels are cut in multiples of it
-_TOGETHER = 6  # lane blocks that one task of forward walks together, at most
-_TASKS = 32  # backward is cut into about this many tasks
-_MOST_SLICES = 8  # each slice of channels has its own sum for x_dbl's gradient
+_TOGETHER = 6  # lane blocks that one task of forward walks together, at most, or on a small map
+_SMALL = 4096  # as many as hold this many pixels together
+_GROUPS = 32  # backward cuts the batch into at most so many groups of images,
+_TASKS = 16  # and channels into slices, so that there are about this many tasks,
+_SLICES = 4  # but not into more than this, since each has its own sum for x_dbl's gradient
 
 
 class _Inputs(ctypes.Structure):  # vmamba::Ss2dShape and vmamba::Ss2dInputs, one after the other
@@ -65,7 +67,7 @@ class _BackwardArgs(ctypes.Structure):
         ("dD", ctypes.c_void_p),
         ("workspace", ctypes.c_void_p),
         ("workspace_floats", ctypes.c_int64),
-        ("slice_channels", ctypes.c_int64),
+        ("slices", ctypes.c_int64),
         ("group_images", ctypes.c_int64),
         ("slice_sums", ctypes.c_void_p),
         ("group_sums", ctypes.c_void_p),
@@ -97,6 +99,7 @@ class _Call:
         delta_softplus: bool,
     ) -> None:
         self.batch, height, width, self.channels = x.shape
+        self.pixels = height * width
         self.rank, self.states = dt_weight.shape[2], A.shape[1]
         self.columns = self.rank + 2 * self.states
         self.threads = torch.get_num_threads()
@@ -134,7 +137,8 @@ def _padded(channels: int) -> int:
 def _task_channels(call: _Call) -> int:
     """Channels of one task of forward: few tasks walk an image less often, but threads should get equally many."""
     blocks = -(-call.channels // _LANES)
-    rounds = -(-call.batch * blocks // (call.threads * _TOGETHER))
+    most = max(_TOGETHER, _SMALL // call.pixels)
+    rounds = -(-call.batch * blocks // (call.threads * most))
     together = -(-call.batch * blocks // (call.threads * rounds))
     slices = -(-blocks // min(together, blocks))
     return -(-blocks // slices) * _LANES
@@ -159,10 +163,11 @@ def _ss2d_scan(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return ``y`` and the states that backward starts from (empty unless ``save``). Parameters are float32."""
-    if x.numel() == 0:
-        return torch.empty(x.shape, dtype=torch.float32), torch.empty(_saved_shape(x, A, save), dtype=torch.float32)
     y = torch.empty(x.shape, dtype=torch.float32)
     saved = torch.empty(_saved_shape(x, A, save), dtype=torch.float32)
+    if y.numel() == 0:
+        record(Run("oflex", "ss2d_scan", detail=native.isa()))
+        return y, saved
     call = _Call(x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus)
     task_channels = _task_channels(call)
     floats = call.columns * _CHUNK + (call.columns + _CHUNK + 2) * task_channels
@@ -207,12 +212,10 @@ def _ss2d_scan_backward(
         gradients = (None if t is None else torch.zeros_like(t) for t in (x, x_dbl, dt_weight, dt_bias, A, D))
         return tuple(torch.empty(0) if g is None else g for g in gradients)  # type: ignore[return-value]
     call = _Call(x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus)
-    groups = min(call.batch, _TASKS)
-    group_images = -(-call.batch // groups)
-    units = -(-call.channels // _LANES)
-    slices = min(units, _MOST_SLICES, -(-_TASKS // groups))
-    slice_channels = -(-units // slices) * _LANES
-    slices = -(-call.channels // slice_channels)
+    group_images = -(-call.batch // _GROUPS)
+    groups = -(-call.batch // group_images)
+    blocks = -(-call.channels // _LANES)
+    slices = min(blocks, _SLICES, -(-_TASKS // groups))
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32)
@@ -222,7 +225,7 @@ def _ss2d_scan_backward(
     dy = dy.contiguous()
     slice_sums = empty(slices * x_dbl.numel()) if slices > 1 else None
     group_sums = empty(groups, 4 * (call.rank + call.states + 1) + 1, _padded(call.channels))
-    floats = 2 * call.columns * _CHUNK + (call.columns + _CHUNK + 2) * slice_channels
+    floats = 2 * call.columns * _CHUNK + (call.columns + _CHUNK + 2) * -(-blocks // slices) * _LANES
     workspace = call.workspace(floats)
     args = _BackwardArgs(
         call.inputs,
@@ -236,7 +239,7 @@ def _ss2d_scan_backward(
         None if D is None else dD.data_ptr(),
         workspace.data_ptr(),
         floats,
-        slice_channels,
+        slices,
         group_images,
         _pointer(slice_sums),
         group_sums.data_ptr(),
