@@ -31,7 +31,7 @@ MAX_EXPORTED_LENGTH = math.prod(_EXPORTED_BLOCKS)
 #: Elsewhere: positions in a block, and the length that one block takes whole.
 _BLOCK, _ONE_BLOCK = 16, 64
 #: State elements (b·k·d·n·l) worked on at a time; bounds the memory and stays near the cache.
-_CHUNK = 1 << 20
+_CHUNK = 1 << 19
 
 
 def machine_obstacle() -> Obstacle | None:
@@ -160,16 +160,18 @@ def _backward(dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Ten
     """The gradients of ``sum(dy * y)``: ``du, ddelta, dA, dB, dC`` in the shapes of `_forward`'s inputs."""
     rows = []
     for items, channel_chunks in _chunks(u, A):
-        parts = [
-            _backward_chunk(
-                dy[items, :, part], u[items, :, part], delta[items, :, part], A[:, part], B[items], C[items]
-            )
-            for part in channel_chunks
-        ]
-        du, ddelta, dA, dB, dC = zip(*parts, strict=True)
-        rows.append((_cat(du, 2), _cat(ddelta, 2), _cat(dA, 1), _add(dB), _add(dC)))
-    du, ddelta, dA, dB, dC = zip(*rows, strict=True)
-    return _cat(du, 0), _cat(ddelta, 0), _add(dA), _cat(dB, 0), _cat(dC, 0)
+        parts = []
+        dB, dC = torch.zeros_like(B[items]), torch.zeros_like(C[items])
+        for part in channel_chunks:
+            dy_part, u_part, step = (t[items, :, part] for t in (dy, u, delta))
+            *of_channels, dB_part, dC_part = _backward_chunk(dy_part, u_part, step, A[:, part], B[items], C[items])
+            parts.append(of_channels)
+            # Summed as they come: kept until the end, they would take as much memory as all states.
+            dB, dC = dB + dB_part, dC + dC_part
+        du, ddelta, dA = zip(*parts, strict=True)
+        rows.append((_cat(du, 2), _cat(ddelta, 2), _cat(dA, 1), dB, dC))
+    dus, ddeltas, dAs, dBs, dCs = zip(*rows, strict=True)
+    return _cat(dus, 0), _cat(ddeltas, 0), torch.stack(dAs).sum(0), _cat(dBs, 0), _cat(dCs, 0)
 
 
 def _backward_chunk(dy: Tensor, u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, ...]:
@@ -248,14 +250,31 @@ def _levels(length: int) -> list[tuple[int, int]]:
 
 
 def _prefix(product: Tensor, state: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
-    """Turn decays and drives into products of decays and states, counted from each block's start (last axis)."""
+    """Turn decays and drives into products of decays and states, from the start of each block (the last axis)."""
+    step = _double_out_of_place if _exporting() or torch._C._are_functorch_transforms_active() else _double
     shift = 1
     while shift < state.shape[-1]:
-        kept, padding = (slice(shift, None), (0, shift)) if reverse else (slice(None, -shift), (shift, 0))
-        state = torch.addcmul(state, product, F.pad(state[..., kept], padding))
-        product = product * F.pad(product[..., kept], padding, value=1.0)
+        product, state = step(product, state, shift, reverse)
         shift *= 2
     return product, state
+
+
+def _double(product: Tensor, state: Tensor, shift: int, reverse: bool) -> tuple[Tensor, Tensor]:
+    """Let each item take in the one ``shift`` places before it (after it with ``reverse``) where its block has it."""
+    taking, taken = slice(shift, None), slice(None, -shift)
+    if reverse:
+        taking, taken = taken, taking
+    new_product, new_state = product.clone(), state.clone()
+    new_state[..., taking].addcmul_(product[..., taking], state[..., taken])
+    new_product[..., taking].mul_(product[..., taken])
+    return new_product, new_state
+
+
+def _double_out_of_place(product: Tensor, state: Tensor, shift: int, reverse: bool) -> tuple[Tensor, Tensor]:
+    """`_double` for exports and `torch.func`, which do not take its writes into slices; a third more memory traffic."""
+    taken, padding = (slice(shift, None), (0, shift)) if reverse else (slice(None, -shift), (shift, 0))
+    state = torch.addcmul(state, product, F.pad(state[..., taken], padding))
+    return product * F.pad(product[..., taken], padding, value=1.0), state
 
 
 def _exporting() -> bool:
@@ -292,10 +311,3 @@ def _sum(t: Tensor, dim: int) -> Tensor:
 
 def _cat(parts: Sequence[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
-
-
-def _add(parts: Sequence[Tensor]) -> Tensor:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
