@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,8 +91,9 @@ def load(config: DataConfig) -> Splits:
 
 
 def _split(images: FileImages, fractions: Sequence[float], classes: Sequence[str], seed: int) -> tuple[FileImages, ...]:
+    counts = Counter(images.targets)
     for label, name in enumerate(classes):
-        count = images.targets.count(label)
+        count = counts[label]
         if count < len(fractions):
             raise DataError(
                 f"class folder '{name}' under {images.root} has {count} image(s), too few to split into "
@@ -154,8 +156,9 @@ def _read_tree(
             f'{len(faults)} unreadable image(s): {shown}{more}. Remove them, or leave them out with unreadable="skip"'
         )
     good = [(path, target) for path, target in zip(paths, targets, strict=True) if path not in faults]
+    left = {target for _, target in good}
     for label, name in enumerate(classes):
-        if all(target != label for _, target in good):
+        if label not in left:
             raise DataError(f"class folder '{name}' in {place} has no readable image")
     images = FileImages(root, [p for p, _ in good], [t for _, t in good], in_chans)
     return images, classes, [str(path) for path in faults]

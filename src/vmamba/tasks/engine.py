@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from vmamba.data import LabelledImages, Splits, TransformedImages
-from vmamba.errors import ConfigError, TrainingError, VMambaError
+from vmamba.errors import ConfigError, TrainingError
 from vmamba.models import VSSM, create_model
 from vmamba.tasks.finetune import freeze_stages, hold_still, load_init, train_head_only
 from vmamba.tasks.rng import restore_rng_state, rng_state, seed_everything
@@ -64,13 +64,24 @@ def accelerator_for(config: TrainConfig) -> Iterator[Any]:
     Raises:
         ConfigError: the device is not there, or cannot compute in the precision asked for.
     """
-    from accelerate import Accelerator, DataLoaderConfiguration
     from accelerate.state import AcceleratorState, GradientState, is_initialized
+
+    ours = not is_initialized()
+    try:
+        yield _make_accelerator(config)
+    finally:
+        if ours:
+            # Accelerate keeps its settings for the whole process and refuses others; it has no public way to drop them.
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+
+
+def _make_accelerator(config: TrainConfig) -> Any:
+    from accelerate import Accelerator, DataLoaderConfiguration
 
     wanted = config.device
     if wanted not in ("auto", "cpu") and not getattr(torch, wanted).is_available():
         raise ConfigError(f"device={wanted!r}: torch {torch.__version__} finds no such device here; use auto or cpu")
-    ours = not is_initialized()
     try:
         accelerator = Accelerator(
             cpu=wanted == "cpu",
@@ -79,20 +90,13 @@ def accelerator_for(config: TrainConfig) -> Iterator[Any]:
             step_scheduler_with_optimizer=False,
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=False),
         )
-        if wanted not in ("auto", accelerator.device.type):
-            raise ConfigError(f"device={wanted!r}, but accelerate is set up for {accelerator.device.type}; use auto")
-        if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-            raise ConfigError("mixed_precision=fp16 needs a GPU; use bf16 or no")
-        yield accelerator
     except ValueError as error:
-        if isinstance(error, VMambaError):
-            raise
         raise ConfigError(f"device={wanted}, mixed_precision={config.mixed_precision}: {error}") from error
-    finally:
-        if ours:
-            # Accelerate keeps its settings for the whole process and refuses others; it has no public way to drop them.
-            AcceleratorState._reset_state(reset_partial_state=True)
-            GradientState._reset_state()
+    if wanted not in ("auto", accelerator.device.type):
+        raise ConfigError(f"device={wanted!r}, but accelerate is set up for {accelerator.device.type}; use auto")
+    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError("mixed_precision=fp16 needs a GPU; use bf16 or no")
+    return accelerator
 
 
 class Engine:

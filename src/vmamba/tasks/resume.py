@@ -57,6 +57,32 @@ def check_same_data(stored: Mapping[str, str], now: Mapping[str, str], folder: P
         raise DataError(f"cannot resume {folder}: its data have changed. {'; '.join(differing)}. Start a new run")
 
 
+def deciding_settings(config: TrainConfig) -> dict[str, Any]:
+    """The fields that decide what a run is, by dotted name: all but the free ones and where it lies."""
+    flat = _flat(config.to_dict())
+    return {name: value for name, value in flat.items() if name not in (*FREE, "output", "resume")}
+
+
+def check_same_settings(stored: Mapping[str, Any], config: TrainConfig, folder: Path) -> None:
+    """Refuse to go on under settings that somebody wrote into the folder's ``config.yaml`` after the start.
+
+    Args:
+        stored: `deciding_settings` as the run was started.
+        config: what to go on with.
+        folder: the run's.
+
+    Raises:
+        ConfigError: a deciding field differs; names each.
+    """
+    now = deciding_settings(config)
+    differing = [f"{k} was {stored.get(k)!r}, is {value!r}" for k, value in now.items() if value != stored.get(k)]
+    if differing:
+        raise ConfigError(
+            f"cannot resume {folder}: its config.yaml has been changed since the run was started: "
+            f"{'; '.join(differing)}. Put them back, or start a new run"
+        )
+
+
 def check_epochs(config: TrainConfig, done: int, folder: Path) -> None:
     """Refuse a number of epochs that has already been passed.
 

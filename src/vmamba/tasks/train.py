@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vmamba.checkpoints import read_weights
 from vmamba.data import Splits, load_splits
 from vmamba.errors import CheckpointError, ConfigError, InputError, TrainingError
 from vmamba.models import model_config
 from vmamba.tasks.engine import Engine, accelerator_for
 from vmamba.tasks.plots import confusion_figure, curves_figure, save_figure
 from vmamba.tasks.report import Reporter
-from vmamba.tasks.resume import check_epochs, check_same_data, resumed_config
+from vmamba.tasks.resume import check_epochs, check_same_data, check_same_settings, deciding_settings, resumed_config
 from vmamba.tasks.run_folder import (
     EpochRow,
     RunFolder,
@@ -152,6 +154,7 @@ class _Run:
         self.rows: list[EpochRow] = []
         self.best: EpochRow | None = None
         self.saved = 0  # epochs that the files on disk stand for
+        self.fingerprint = splits.fingerprint()  # once: it looks at every file
         self.metadata = weight_metadata(config.model, engine.model_config, splits.classes, splits.preprocessing)
 
     def begin(self) -> None:
@@ -166,7 +169,8 @@ class _Run:
         """Take up the stored run."""
         state = self.folder.read_state()
         try:
-            check_same_data(state["data"], self.splits.fingerprint(), self.folder.path)
+            check_same_settings(state["settings"], self.config, self.folder.path)
+            check_same_data(state["data"], self.fingerprint, self.folder.path)
             processes = self.engine.accelerator.num_processes
             if state["processes"] != processes:
                 raise ConfigError(
@@ -180,8 +184,13 @@ class _Run:
         except (KeyError, TypeError, RuntimeError, AttributeError) as error:
             raise CheckpointError(f"{self.folder.state} does not fit this run ({error}); was it changed?") from error
         self.saved = len(self.rows)
-        if self.best is not None and not self.folder.best.is_file():
-            raise CheckpointError(f"{self.folder.best} is missing; without it the run cannot be resumed")
+        if self.best is not None:
+            if not self.folder.best.is_file():
+                raise CheckpointError(f"{self.folder.best} is missing; without it the run cannot be resumed")
+            if read_weights(self.folder.best).metadata.get("epoch") != str(self.best.epoch):
+                # Stopped after a better epoch but before its state was saved. That epoch comes again, and wins again;
+                # until then the file must hold an epoch that this run knows.
+                self._keep(self.rows[-1])
         if self.main:
             self.folder.write_config(replace(self.config, output=self.folder.path, resume=None))
         self._introduce(f"resumed after {len(self.rows)} of {self.config.epochs} epochs")
@@ -231,15 +240,19 @@ class _Run:
             better = self.best is None or self._rank(row) > self._rank(self.best)
             self.rows.append(row)
             if better:
-                self.best = row
-                if self.main:
-                    save_trained(self.folder.best, self.engine.weights(), {**self.metadata, "epoch": str(row.epoch)})
+                self._keep(row)
             if (epoch + 1) % self.config.save_every == 0 or epoch + 1 == self.config.epochs:
                 self.save()
             self.report.end_epoch(row, better)
             if time.monotonic() - drawn > DRAW_EVERY:
                 self._draw_curves()
                 drawn = time.monotonic()
+
+    def _keep(self, row: EpochRow) -> None:
+        """Make the weights as they are now, measured in ``row``, the best."""
+        self.best = row
+        if self.main:
+            save_trained(self.folder.best, self.engine.weights(), {**self.metadata, "epoch": str(row.epoch)})
 
     def _rank(self, row: EpochRow) -> tuple[float, float]:
         """The better epoch has the higher rank; of equals the earlier one stays."""
@@ -259,7 +272,8 @@ class _Run:
                     "engine": engine,
                     "rows": [asdict(row) for row in self.rows],
                     "best_epoch": None if self.best is None else self.best.epoch,
-                    "data": self.splits.fingerprint(),
+                    "data": self.fingerprint,
+                    "settings": deciding_settings(self.config),
                     "processes": self.engine.accelerator.num_processes,
                 }
             )
@@ -290,7 +304,7 @@ class _Run:
             return
         self.report.say(
             f"interrupted; {self.saved} of {self.config.epochs} epochs are saved. Go on with: "
-            f"vmamba train --resume {self.folder.path}"
+            f"vmamba train --resume {shlex.quote(str(self.folder.path))}"
         )
         self._draw_curves()
 

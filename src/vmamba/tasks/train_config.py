@@ -38,7 +38,7 @@ RECIPES: Mapping[str, Recipe] = {
     "digits": Recipe(30, 64, 2e-3, 0.05, 3, 0.1, 5.0, 0.99, 0.0, 0.0, 0.05, 0, "loss"),
     "fashion-mnist": Recipe(20, 128, 2e-3, 0.05, 1, 0.1, 5.0, 0.999, 0.0, 0.0, 0.05, 0, "accuracy"),
     "folder": Recipe(100, 64, 5e-4, 0.05, 5, 0.1, 5.0, 0.9995, 0.0, 0.0, 0.1, 4, "accuracy"),
-    "marks": Recipe(10, 64, 2e-3, 0.05, 1, 0.0, 5.0, 0.99, 0.0, 0.0, 0.0, 0, "accuracy"),
+    "marks": Recipe(8, 32, 1e-3, 0.05, 0, 0.0, 5.0, 0.99, 0.0, 0.0, 0.0, 0, "accuracy"),
 }
 
 
