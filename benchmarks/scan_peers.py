@@ -21,6 +21,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from vmamba.allocator import keep_freed_memory
 from vmamba.app import COMMANDS, CommandGroup, bench_scan_config
 from vmamba.errors import VMambaError
 from vmamba.tasks.bench_scan import ScanCase, run_bench_scan
@@ -78,6 +79,28 @@ def jax_scan(case: ScanCase) -> Candidate | str:
     return jax_candidate("JAX lax.scan", case, states)
 
 
+def jax_scan_of_products(case: ScanCase) -> Candidate | str:
+    """`jax.lax.scan` again, jitted, with decays and inputs of all steps computed before: the form that most ports have."""
+    if why := obstacle(case, "jax"):
+        return why
+    import jax
+    import jax.numpy as jnp
+
+    def states(step: Any, u: Any, A: Any, B: Any, C: Any) -> Any:
+        def advance(h: Any, now: Any) -> tuple[Any, Any]:  # all (b, k, d, n), but C (b, k, n)
+            decay, inputs, C_t = now
+            h = decay * h + inputs
+            return h, jnp.einsum("bkdn,bkn->bkd", h, C_t)
+
+        decay = jnp.exp(step[..., None] * A[:, :, None])  # (b, k, d, l, n)
+        inputs = (step * u)[..., None] * jnp.swapaxes(B, 2, 3)[:, :, None]
+        along = jnp.moveaxis(decay, 3, 0), jnp.moveaxis(inputs, 3, 0), jnp.moveaxis(C, -1, 0)
+        _, y = jax.lax.scan(advance, jnp.zeros((*u.shape[:3], A.shape[-1])), along)
+        return jnp.moveaxis(y, 0, -1)
+
+    return jax_candidate("JAX lax.scan of products", case, states)
+
+
 def jax_associative_scan(case: ScanCase) -> Candidate | str:
     """`jax.lax.associative_scan` over the steps, jitted: parallel over l, all states in memory."""
     if why := obstacle(case, "jax"):
@@ -132,6 +155,7 @@ def jax_candidate(name: str, case: ScanCase, states: Callable[..., Any]) -> Cand
 PEERS = {
     "mambapy pscan": mambapy_pscan,
     "JAX lax.scan": jax_scan,
+    "JAX lax.scan of products": jax_scan_of_products,
     "JAX associative_scan": jax_associative_scan,
 }
 
@@ -147,6 +171,7 @@ def bench_scan(values: Any) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as the command does
     commands = COMMANDS["bench"]
     assert isinstance(commands, CommandGroup)
     try:

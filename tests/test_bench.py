@@ -79,6 +79,13 @@ def test_candidates_take_turns_and_the_warm_up_does_not_count() -> None:
     assert (found["b"].best_ms, found["b"].median_ms) == pytest.approx((2e3, 4e3))
 
 
+def test_quick_candidates_fill_the_caches_before_each_timed_run() -> None:
+    track = Track()
+    found = track.race(track.candidate("quick", 0.1, 9, 0.2, 9, 0.1), track.candidate("slow", 9, 9, 9), rounds=2)
+    assert track.ran == ["quick", "slow"] + ["quick", "quick", "slow"] * 2
+    assert found["quick"].times_ms == pytest.approx((200, 100))
+
+
 def test_time_ends_a_race_but_one_turn_is_always_timed() -> None:
     track = Track()
     assert len(track.race(track.candidate("a", 50, 50, 50, 50), seconds=1)["a"].times_ms) == 1
@@ -323,7 +330,12 @@ def test_peers_script_times_those_that_are_installed(tmp_path: Path, backward: l
     assert done.returncode == 0, done.stdout + done.stderr
     (one,) = read(tmp_path / "scan.json")
     timings = {timing["name"]: timing for timing in one["timings"]}
-    peers = {"mambapy pscan": "mambapy", "JAX lax.scan": "jax", "JAX associative_scan": "jax"}
+    peers = {
+        "mambapy pscan": "mambapy",
+        "JAX lax.scan": "jax",
+        "JAX lax.scan of products": "jax",
+        "JAX associative_scan": "jax",
+    }
     assert set(timings) == {*here("selective_scan"), LOOP, *peers}
     for name, package in peers.items():
         if importlib.util.find_spec(package) is None:

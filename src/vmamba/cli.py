@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from vmamba import __version__
+from vmamba.allocator import keep_freed_memory
 from vmamba.errors import ConfigError, VMambaError, nearest
 
 
@@ -49,6 +50,7 @@ def _run(words: list[str]) -> int:
     if command is None:
         kind, legal = ("an option", ["--help", "--version"]) if first.startswith("-") else ("a command", list(COMMANDS))
         raise ConfigError(f"{first!r} is not {kind} of vmamba; it has {', '.join(legal)}{nearest(first, legal)}")
+    keep_freed_memory()
     try:
         return command(first, words[1:])
     except SystemExit as finished:  # how the parser ends after --help and --print_config
