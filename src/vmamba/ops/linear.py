@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from vmamba.ops.eager import plain_eager_cpu
 
 _LEAST_CHANNELS = 96  # for fewer outputs the BLAS is as fast, and has less to set up
 
@@ -37,25 +37,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             result: Tensor = _Linear.apply(x, weight, bias)
             return result
     return F.linear(x, weight, bias)
-
-
-def plain_eager_cpu(*tensors: Tensor | None) -> bool:
-    """Whether this is an ordinary float32 call on the CPU, which may take a path of its own.
-
-    It is not where somebody looks on or rewrites the operations: a compiler, an exporter, autocast, a function
-    transform, forward-mode differentiation, a dispatch mode such as a FLOP counter, or a subclass of `torch.Tensor`.
-    """
-    given = [tensor for tensor in tensors if tensor is not None]
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None  # torch.jit.trace
-        and not torch._C._are_functorch_transforms_active()
-        and not is_in_torch_dispatch_mode()
-        and not torch.is_autocast_enabled("cpu")
-        and forward_ad._current_level < 0
-        and all(type(t) in (Tensor, torch.nn.Parameter) and t.dtype == torch.float32 for t in given)
-        and all(t.device.type == "cpu" and t.layout == torch.strided and t.numel() > 0 for t in given)
-    )
 
 
 @functools.cache

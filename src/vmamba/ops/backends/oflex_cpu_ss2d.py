@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from vmamba.ops.backends import native
 from vmamba.ops.backends.interface import Run, record
 from vmamba.ops.backends.native import DTYPE_CODES, TensorArg
 from vmamba.ops.cross_scan import directions_of
+from vmamba.ops.eager import plain_eager
 
 _CHUNK = 64  # pixels between two saved states, as in csrc/ss2d_args.h
 _LANES = 16  # of the widest instruction set; channels are cut in multiples of it
@@ -126,6 +128,7 @@ class _Call:
         return torch.empty(self.threads * floats, dtype=torch.float32)
 
 
+@functools.cache
 def _readings(scan_mode: str) -> tuple[int, ...]:
     return tuple(d.by_column + 2 * d.flip_h + 4 * d.flip_w for d in directions_of(scan_mode))
 
@@ -150,8 +153,7 @@ def _saved_shape(x: Tensor, A: Tensor, save: bool) -> tuple[int, ...]:
     return (b, 4, (h * w - 1) // _CHUNK, A.shape[1], d) if save else (0,)
 
 
-@torch.library.custom_op("vmamba::ss2d_scan", mutates_args=(), device_types="cpu")
-def _ss2d_scan(
+def _run(
     x: Tensor,
     x_dbl: Tensor,
     dt_weight: Tensor,
@@ -177,6 +179,9 @@ def _ss2d_scan(
     )
     record(Run("oflex", "ss2d_scan", detail=native.call("ss2d_forward", args)))
     return y, saved
+
+
+_ss2d_scan = torch.library.custom_op("vmamba::ss2d_scan", _run, mutates_args=(), device_types="cpu")
 
 
 @_ss2d_scan.register_fake
@@ -303,5 +308,6 @@ def ss2d_scan(
     save = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, x_dbl, dt_weight, dt_bias, A, D)
     )
-    y: Tensor = torch.ops.vmamba.ss2d_scan(x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus, save)[0]
-    return y
+    # An operator's way through the dispatcher takes as long as the kernel does on a small map.
+    run = _ss2d_scan if save or not plain_eager(x, x_dbl, dt_weight, dt_bias, A, D) else _run
+    return run(x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus, save)[0]
