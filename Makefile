@@ -45,7 +45,7 @@ bench: $(VENV)/native.stamp ## Correctness checks, error and speed of every scan
 # The sanitizer's runtime must be the first library of the process, and libstdc++ with it, else it cannot see exceptions.
 # Its allocator is slower and keeps freed memory for a while, and Python never frees all: hence no leak check.
 SANITIZED := $(CURDIR)/build/sanitize/libvmamba_native.so
-SANITIZE_TESTS ?= tests/test_oflex_cpu.py tests/test_oflex_ss2d.py tests/test_native.py
+SANITIZE_TESTS ?= tests/test_oflex_cpu.py tests/test_oflex_ss2d.py tests/test_cpu_layers.py tests/test_native.py
 
 sanitize: $(VENV)/venv.stamp ## Run the kernels' tests under address and undefined behaviour sanitizers (Linux, GCC)
 	cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_COMPILER=g++ \

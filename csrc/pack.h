@@ -42,6 +42,7 @@ VMAMBA_PACK operator*(const Pack<N>& a, Lanes b) VMAMBA_OVER_PARTS(a.part[i] * b
 VMAMBA_PACK operator*(const Pack<N>& a, float b) VMAMBA_OVER_PARTS(a.part[i] * b)
 VMAMBA_PACK operator*(float a, const Pack<N>& b) VMAMBA_OVER_PARTS(a * b.part[i])
 VMAMBA_PACK operator/(const Pack<N>& a, const Pack<N>& b) VMAMBA_OVER_PARTS(a.part[i] / b.part[i])
+VMAMBA_PACK operator/(float a, const Pack<N>& b) VMAMBA_OVER_PARTS(a / b.part[i])
 VMAMBA_PACK operator-(const Pack<N>& x) VMAMBA_OVER_PARTS(-x.part[i])
 
 VMAMBA_PACK fma(const Pack<N>& a, const Pack<N>& b, const Pack<N>& c)
@@ -58,6 +59,8 @@ VMAMBA_PACK at_least(const Pack<N>& x, float low) VMAMBA_OVER_PARTS(at_least(x.p
 VMAMBA_PACK at_most(const Pack<N>& x, float high) VMAMBA_OVER_PARTS(at_most(x.part[i], high))
 VMAMBA_PACK round_small(const Pack<N>& x) VMAMBA_OVER_PARTS(round_small(x.part[i]))
 VMAMBA_PACK scale(const Pack<N>& p, const Pack<N>& r) VMAMBA_OVER_PARTS(scale(p.part[i], r.part[i]))
+VMAMBA_PACK where_negative(const Pack<N>& x, const Pack<N>& a, const Pack<N>& b)
+VMAMBA_OVER_PARTS(x.part[i] < 0.0f ? a.part[i] : b.part[i])
 VMAMBA_PACK where_negative(const Pack<N>& x, const Pack<N>& a, float b)
 VMAMBA_OVER_PARTS(where_negative(x.part[i], a.part[i], b))
 

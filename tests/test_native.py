@@ -179,6 +179,11 @@ def test_bad_environment_variable_is_an_error_and_no_silent_fallback() -> None:
     assert "BackendError: VMAMBA_CPU_ISA='sse9' is not an instruction set" in done.stderr
 
 
+def test_library_that_lacks_a_kernel_is_an_error_with_the_mend() -> None:
+    with pytest.raises(BackendError, match=r"built from other sources.*reinstall|built from other sources.*build"):
+        native.call("kernel_of_tomorrow", native.VecmathArgs())
+
+
 # ---- threads -------------------------------------------------------------------------------------------------------
 
 

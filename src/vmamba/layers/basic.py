@@ -6,8 +6,11 @@ from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from vmamba.errors import ConfigError, nearest
+from vmamba.ops.depthwise import depthwise3x3
+from vmamba.ops.eager import plain_eager_cpu
 
 #: Upstream's names of activations.
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -33,6 +36,20 @@ def make_activation(name: str | Callable[[], nn.Module]) -> nn.Module:
     return ACTIVATIONS[name.lower()]()
 
 
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling ``module`` is ``kind.forward`` and no more: no subclass, no hooks, nothing patched.
+
+    Only then may its parent compute what it would in another way.
+    """
+    return (
+        type(module) is kind
+        and "forward" not in module.__dict__
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+        and not _has_any_global_hook()
+    )
+
+
 class ChannelsFirst(nn.Module):
     """Run a channels-first module ``(b, c, h, w)`` on a channels-last map: for norms that a user brings along."""
 
@@ -51,7 +68,19 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; the permutations are views, so cuDNN and oneDNN see ``torch.channels_last`` memory."""
+        if plain_eager_cpu(x) and self.is_depthwise3x3():
+            return depthwise3x3(x, self.weight, self.bias, silu=False)
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def is_depthwise3x3(self) -> bool:
+        """Whether `vmamba.ops.depthwise.depthwise3x3` computes this."""
+        return (
+            self.groups == self.in_channels == self.out_channels
+            and self.kernel_size == (3, 3)
+            and self.padding == (1, 1)
+            and self.stride == self.dilation == (1, 1)
+            and self.padding_mode == "zeros"
+        )
 
 
 class DropPath(nn.Module):

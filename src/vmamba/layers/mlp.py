@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from vmamba.layers.basic import make_activation
+from vmamba.layers.basic import is_plain, make_activation
 from vmamba.layers.pointwise import Pointwise
+from vmamba.ops.eager import plain_eager_cpu
+from vmamba.ops.mlp import mlp_gelu
 
 
 class Mlp(nn.Module):
@@ -24,8 +26,20 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(…, c) → (…, c)``."""
+        if plain_eager_cpu(x) and self._is_one_operation():
+            return mlp_gelu(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
         x = self.drop(self.act(self.fc1(x)))
         return self.drop(self.fc2(x))  # type: ignore[no-any-return]
+
+    def _is_one_operation(self) -> bool:
+        return (
+            is_plain(self.fc1, Pointwise)
+            and is_plain(self.act, nn.GELU)
+            and self.act.approximate == "none"
+            and is_plain(self.fc2, Pointwise)
+            and is_plain(self.drop, nn.Dropout)
+            and (self.drop.p == 0.0 or not self.drop.training)
+        )
 
 
 class GatedMlp(nn.Module):

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from vmamba.errors import ConfigError, InputError
-from vmamba.layers.basic import Conv2d, SoftmaxOverPlaces, make_activation
+from vmamba.layers.basic import Conv2d, SoftmaxOverPlaces, is_plain, make_activation
 from vmamba.layers.forward_type import ForwardType, OutNorm
 from vmamba.layers.norm import LayerNorm
 from vmamba.layers.pointwise import Pointwise
 from vmamba.layers.ssm_init import DIRECTIONS, init_projection_weight, init_scan_parameters
 from vmamba.ops.backends import ambient, check_name
 from vmamba.ops.cascade_scan import cascade_scan
+from vmamba.ops.depthwise import depthwise3x3
+from vmamba.ops.eager import plain_eager_cpu
 from vmamba.ops.ss2d_scan import ss2d_scan
 
 
@@ -130,15 +132,21 @@ class SS2D(nn.Module):
         if self.forward_type.gate:
             x, z = x.chunk(2, dim=-1)
             z = self.act(z) if self.forward_type.gate_act else z
-        if self.conv2d is not None:
-            x = self.conv2d(x)
-        x = self.act(x)
+        x = self._convolve(x)
         # The scan's output stays float32 through the norm and takes the layer's dtype after it.
         y = self.out_act(self.out_norm(self.scan(x)).to(x.dtype))
         if z is not None:
             y = y * z
         out: Tensor = self.dropout(self.out_proj(y))
         return out
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        conv = self.conv2d
+        if conv is None:
+            return self.act(x)  # type: ignore[no-any-return]
+        if plain_eager_cpu(x) and is_plain(conv, Conv2d) and conv.is_depthwise3x3() and is_plain(self.act, nn.SiLU):
+            return depthwise3x3(x, conv.weight, conv.bias, silu=True)
+        return self.act(conv(x))  # type: ignore[no-any-return]
 
     def scan(self, x: Tensor) -> Tensor:
         """The scan itself: ``x (b, h, w, d) → y (b, h, w, d)``, float32 (float64 for float64 ``x``)."""

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 def plain_eager(*tensors: Tensor | None) -> bool:
     """Whether nobody looks on or rewrites the operations on these tensors.
 
-    Compilers and exporters do, function transforms, forward-mode differentiation, dispatch modes such as a FLOP counter,
-    and subclasses of `torch.Tensor`.
+    Compilers and exporters do, function transforms, forward-mode differentiation, dispatch modes such as a FLOP
+    counter, and subclasses of `torch.Tensor`.
     """
     return (
         not torch.compiler.is_compiling()
@@ -34,4 +34,5 @@ def plain_eager_cpu(*tensors: Tensor | None) -> bool:
             or (t.dtype == torch.float32 and t.device.type == "cpu" and t.layout == torch.strided and t.numel() > 0)
             for t in tensors
         )
+        and all(t is None or torch._C._has_storage(t) for t in tensors)  # torch.autograd.grad(is_grads_batched=True)
     )

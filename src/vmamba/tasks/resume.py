@@ -75,7 +75,8 @@ def check_same_settings(stored: Mapping[str, Any], config: TrainConfig, folder: 
         ConfigError: a deciding field differs; names each.
     """
     now = deciding_settings(config)
-    differing = [f"{k} was {stored.get(k)!r}, is {value!r}" for k, value in now.items() if value != stored.get(k)]
+    stored = {**deciding_settings(TrainConfig()), **stored}  # a run of an older version lacks what came since
+    differing = [f"{k} was {stored[k]!r}, is {value!r}" for k, value in now.items() if value != stored[k]]
     if differing:
         raise ConfigError(
             f"cannot resume {folder}: its config.yaml has been changed since the run was started: "

@@ -202,9 +202,8 @@ def call(name: str, args: ctypes.Structure) -> str:
         BackendError: the library was built from other sources than this package's.
     """
     chosen = isa()
-    status = getattr(library(), f"vmamba_{name}")(
-        ctypes.byref(args), ctypes.c_int64(ctypes.sizeof(args)), isas()[0].index(chosen)
-    )
-    if status != 0:
+    kernel = getattr(library(), f"vmamba_{name}", None)  # an older library lacks the newer kernels
+    size = ctypes.c_int64(ctypes.sizeof(args))
+    if kernel is None or kernel(ctypes.byref(args), size, isas()[0].index(chosen)) != 0:
         raise BackendError(f"the compiled CPU kernels were built from other sources than this package's: {MEND}")
     return chosen

@@ -1,0 +1,34 @@
+// What Python passes to the depthwise convolution's kernels (src/vmamba/ops/depthwise.py has the same structs).
+#pragma once
+
+#include "tensor.h"
+
+namespace vmamba {
+
+constexpr int TAPS = 9;  // 3 × 3, in rows
+
+struct DepthwiseInputs {
+  int64_t batch, height, width, channels;
+  int64_t silu;  // whether SiLU follows
+  int64_t threads;
+  Tensor x;             // (batch, height, width, channels), stride 1 over channels
+  const float* weight;  // (TAPS, channels)
+  const float* bias;    // (channels) or null
+};
+
+struct DepthwiseForwardArgs {
+  DepthwiseInputs in;
+  float* y;  // (batch, height, width, channels)
+};
+
+struct DepthwiseBackwardArgs {
+  DepthwiseInputs in;
+  Tensor dy;              // (batch, height, width, channels), stride 1 over channels
+  float* dx;              // (batch, height, width, channels)
+  float* image_sums;      // (batch, TAPS + 1, channels): gradients of weight and bias over one image
+  float* sums;            // (TAPS + 1, channels): over all
+  float* workspace;       // threads * 3 * width * task_channels
+  int64_t task_channels;  // a multiple of 16
+};
+
+}  // namespace vmamba

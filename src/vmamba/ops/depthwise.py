@@ -1,0 +1,157 @@
+"""The depthwise convolution before the scan with its SiLU, as one operation.
+
+In pieces, autograd keeps the convolution's input and, for SiLU's gradient, its output. Here backward computes the
+convolution again, nine products for each element of a map that it reads anyway, and only the input is kept.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vmamba.ops.backends import native
+from vmamba.ops.backends.native import TensorArg
+from vmamba.ops.eager import plain_eager_cpu
+
+_TAPS = 9
+
+
+class _Inputs(ctypes.Structure):  # vmamba::DepthwiseInputs
+    _fields_ = (
+        ("batch", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("silu", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("x", TensorArg),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    )
+
+
+class _ForwardArgs(ctypes.Structure):
+    _fields_ = (("inputs", _Inputs), ("y", ctypes.c_void_p))
+
+
+class _BackwardArgs(ctypes.Structure):
+    _fields_ = (
+        ("inputs", _Inputs),
+        ("dy", TensorArg),
+        ("dx", ctypes.c_void_p),
+        ("image_sums", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("task_channels", ctypes.c_int64),
+    )
+
+
+def depthwise3x3(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    """Convolve each channel with a 3×3 kernel of its own, stride 1 and zeros around; then SiLU if asked for.
+
+    Ordinary float32 calls on a CPU run the compiled kernels, if they are there; all others standard operations.
+
+    Args:
+        x: ``(b, h, w, c)``.
+        weight: ``(c, 1, 3, 3)``.
+        bias: ``(c)`` or None.
+        silu: whether SiLU follows.
+
+    Returns:
+        ``(b, h, w, c)`` in the dtype of ``x``, or autocast's.
+    """
+    fits = x.dim() == 4 and weight.shape == (x.shape[3], 1, 3, 3)  # else F.conv2d says what is wrong
+    if not fits or not plain_eager_cpu(x, weight, bias) or native.obstacle() is not None:
+        return _standard(x, weight, bias, silu)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        result: Tensor = _Depthwise.apply(x, weight, bias, silu)
+        return result
+    return _forward(x, weight, bias, silu)
+
+
+def _standard(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    # The permutations are views, so oneDNN and cuDNN see torch.channels_last memory.
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=weight.shape[0]).permute(0, 2, 3, 1)
+    return F.silu(y) if silu else y
+
+
+def _with_dense_channels(t: Tensor) -> Tensor:
+    return t if t.stride(3) == 1 else t.contiguous()
+
+
+def _inputs(x: Tensor, taps: Tensor, bias: Tensor | None, silu: bool) -> _Inputs:
+    """What both kernels take; the tensors, whose channels are dense, must outlive the call."""
+    return _Inputs(
+        *x.shape,
+        silu,
+        torch.get_num_threads(),
+        native.tensor_arg(x),
+        taps.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+    )
+
+
+def _taps(weight: Tensor) -> Tensor:
+    return weight.reshape(-1, _TAPS).t().contiguous()
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    x, taps, bias = _with_dense_channels(x), _taps(weight), None if bias is None else bias.contiguous()
+    y = torch.empty(x.shape, dtype=x.dtype)
+    native.call("depthwise_forward", _ForwardArgs(_inputs(x, taps, bias, silu), y.data_ptr()))
+    return y
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        ctx.silu = silu
+        return _forward(x, weight, bias, silu)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled() or not plain_eager_cpu(dy):
+            return *_standard_gradients(dy, x, weight, bias, ctx.silu, needed), None
+        x, dy, taps = _with_dense_channels(x), _with_dense_channels(dy), _taps(weight)
+        bias = None if bias is None else bias.contiguous()
+        batch, _, width, channels = x.shape
+        threads = torch.get_num_threads()
+        # Two cache lines a pixel at once, or one where there would be little to share among the threads.
+        task_channels = 32 if batch * channels >= 128 * threads else 16
+        dx = torch.empty(x.shape, dtype=x.dtype)
+        image_sums = torch.empty(batch, _TAPS + 1, channels)
+        sums = torch.empty(_TAPS + 1, channels)
+        workspace = torch.empty(threads * 3 * width * task_channels)
+        args = _BackwardArgs(
+            _inputs(x, taps, bias, ctx.silu),
+            native.tensor_arg(dy),
+            dx.data_ptr(),
+            image_sums.data_ptr(),
+            sums.data_ptr(),
+            workspace.data_ptr(),
+            task_channels,
+        )
+        native.call("depthwise_backward", args)
+        d_weight = sums[:_TAPS].t().reshape(weight.shape)
+        found = (dx, d_weight, sums[_TAPS])
+        return *(gradient if need else None for gradient, need in zip(found, needed, strict=True)), None
+
+
+def _standard_gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients by standard operations, which can be differentiated again and batched."""
+    with torch.enable_grad():
+        # Views, so that the gradient of one input does not go on into another that it was computed from.
+        views = (x.view_as(x), weight.view_as(weight), None if bias is None else bias.view_as(bias))
+        y = _standard(*views, silu)
+    wanted = [v for v, need in zip(views, needed, strict=True) if v is not None and need]
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=torch.is_grad_enabled()))
+    return tuple(next(found) if need else None for need in needed)
