@@ -26,7 +26,7 @@ struct ScanForwardArgs {
   ScanShape shape;
   ScanInputs in;
   float* y;          // (batch, groups * channels, length)
-  float* saved;      // (batch, chunks - 1, states, groups * channels) or null
+  float* saved;      // (batch, chunks - 1, states, groups * channels) or null; may be longer
   float* workspace;  // batch * groups * round_up(channels, 16) * states * 2
 };
 

@@ -24,7 +24,7 @@ FLOORS: list[set[str]] = [
     {"layers"},
     {"models"},
     {"heads", "checkpoints"},
-    {"data", "timm", "hub"},
+    {"data", "timm", "hub", "optimized"},
     {"tasks", "analysis"},
     {"parsing"},
     {"app"},
@@ -34,7 +34,7 @@ FLOORS: list[set[str]] = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 #: The front door: it re-exports, and so imports from these and is imported for its version.
-FRONT_DOOR = {"errors", "ops", "layers", "models", "heads", "checkpoints"}
+FRONT_DOOR = {"errors", "ops", "layers", "models", "heads", "checkpoints", "optimized"}
 
 #: (importing module, imported package): upward imports that happen inside a function, when it is called.
 LAZY_UPWARD = {

@@ -25,6 +25,7 @@ from vmamba.ops import (
     selective_scan_fn,
     ss2d_scan,
 )
+from vmamba.optimized import optimize
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "list_models",
     "load",
     "load_weights",
+    "optimize",
     "read_weights",
     "recorded_runs",
     "save_weights",

@@ -101,7 +101,7 @@ def _inputs(
 
 def _saved_shape(u: Tensor, A: Tensor, save: bool) -> tuple[int, ...]:
     """Chunks but the first, states, channels: where the kernels keep states for backward."""
-    return (u.shape[0], (u.shape[2] - 1) // _CHUNK, A.shape[1], u.shape[1]) if save else (0,)
+    return (u.shape[0], (u.shape[2] - 1) // _CHUNK + 2, A.shape[1], u.shape[1]) if save else (0,)
 
 
 def _padded_states(u: Tensor, A: Tensor, B: Tensor) -> int:

@@ -148,9 +148,12 @@ def _task_channels(call: _Call) -> int:
 
 
 def _saved_shape(x: Tensor, A: Tensor, save: bool) -> tuple[int, ...]:
-    """Directions, chunks but the first, states, channels: where the kernels keep states for backward."""
+    """Directions, chunks, states, channels: where the kernels keep states for backward, of all chunks but the first.
+
+    There is room for two chunks more, so that no size is 0 or 1, for which compilers make graphs of their own.
+    """
     b, h, w, d = x.shape
-    return (b, 4, (h * w - 1) // _CHUNK, A.shape[1], d) if save else (0,)
+    return (b, 4, (h * w - 1) // _CHUNK + 2, A.shape[1], d) if save else (0,)
 
 
 def _run(
