@@ -257,7 +257,7 @@ def test_exports() -> None:
 def test_no_states_are_saved_without_grad() -> None:
     inputs = make_inputs(1, 2, 5, 3, 70)
     assert torch.ops.vmamba.selective_scan(*inputs, True, False)[1].numel() == 0
-    assert torch.ops.vmamba.selective_scan(*inputs, True, True)[1].shape == (1, 2, 3, 10)
+    assert torch.ops.vmamba.selective_scan(*inputs, True, True)[1].shape == (4, 1, 3, 10)
     inputs[0].requires_grad_()
     with pytest.raises(BackendError, match="pass save=True"):
         torch.ops.vmamba.selective_scan(*inputs, True, False)

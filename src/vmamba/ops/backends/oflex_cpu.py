@@ -100,8 +100,11 @@ def _inputs(
 
 
 def _saved_shape(u: Tensor, A: Tensor, save: bool) -> tuple[int, ...]:
-    """Chunks but the first, states, channels: where the kernels keep states for backward."""
-    return (u.shape[0], (u.shape[2] - 1) // _CHUNK + 2, A.shape[1], u.shape[1]) if save else (0,)
+    """Where the kernels keep states for backward, of all chunks but the first, as flat memory of this shape.
+
+    There is room for two chunks more, so that no size is 0 or 1, for which compilers make graphs of their own.
+    """
+    return ((u.shape[2] - 1) // _CHUNK + 2, u.shape[0], A.shape[1], u.shape[1]) if save else (0,)
 
 
 def _padded_states(u: Tensor, A: Tensor, B: Tensor) -> int:
@@ -124,6 +127,7 @@ def _selective_scan(
     """Return ``y`` and the states that backward starts from (empty unless ``save``). A, D, delta_bias: float32."""
     y = torch.empty(u.shape, dtype=torch.float32)
     saved = torch.empty(_saved_shape(u, A, save), dtype=torch.float32)
+    saved[-2:].zero_()  # what the kernel leaves alone
     workspace = torch.empty(2 * _padded_states(u, A, B), dtype=torch.float32)
     parameters = _contiguous(A, D, delta_bias)
     inputs = _inputs(u, delta, B, C, parameters, delta_softplus)

@@ -148,12 +148,12 @@ def _task_channels(call: _Call) -> int:
 
 
 def _saved_shape(x: Tensor, A: Tensor, save: bool) -> tuple[int, ...]:
-    """Directions, chunks, states, channels: where the kernels keep states for backward, of all chunks but the first.
+    """Where the kernels keep states for backward, of all chunks but the first, as flat memory of this shape.
 
     There is room for two chunks more, so that no size is 0 or 1, for which compilers make graphs of their own.
     """
     b, h, w, d = x.shape
-    return (b, 4, (h * w - 1) // _CHUNK + 2, A.shape[1], d) if save else (0,)
+    return ((h * w - 1) // _CHUNK + 2, b, 4, A.shape[1], d) if save else (0,)
 
 
 def _run(
@@ -170,6 +170,7 @@ def _run(
     """Return ``y`` and the states that backward starts from (empty unless ``save``). Parameters are float32."""
     y = torch.empty(x.shape, dtype=torch.float32)
     saved = torch.empty(_saved_shape(x, A, save), dtype=torch.float32)
+    saved[-2:].zero_()  # what the kernel leaves alone
     if y.numel() == 0:
         record(Run("oflex", "ss2d_scan", detail=native.isa()))
         return y, saved
