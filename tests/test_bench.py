@@ -8,17 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from vmamba.cli import main
 from vmamba.errors import ConfigError
 from vmamba.layers import SS2D
 from vmamba.models import create_model
 from vmamba.ops.backends import BACKENDS, Backend, ScanCall
-from vmamba.tasks import bench_model
+from vmamba.tasks import bench_model, bench_scale
+from vmamba.tasks.bench_model import BenchModelConfig
 from vmamba.tasks.bench_report import races_figure
 from vmamba.tasks.bench_scan import LOOP, BenchScanConfig, ScanCase, make_case, parse_shape, scan_race
 from vmamba.tasks.bench_timing import Candidate, Race, Timing, first_timed, race, threads, with_ratios
@@ -273,7 +276,7 @@ def test_model_command_times_ours_and_peers(tmp_path: Path) -> None:
     ours, peer = one["timings"]
     assert (ours["name"], peer["name"], one["baseline"]) == ("vmamba_nano", "test_resnet", "vmamba_nano")
     assert 0 < ours["extra"]["scan %"] < 100
-    assert peer["extra"] == {}
+    assert set(peer["extra"]) == {"images/s"}
     assert peer["ratio"] == pytest.approx(peer["best_ms"] / ours["best_ms"])
 
 
@@ -319,6 +322,103 @@ def test_the_share_of_the_scan_leaves_the_model_as_it_was() -> None:
 
 
 # ---- the script with peers -----------------------------------------------------------------------------------------
+
+
+# ---- engines and sizes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_every_engine_and_dtype_is_a_candidate(tmp_path: Path) -> None:
+    words = [
+        "--engine",
+        "eager",
+        "--engine",
+        "onnx",
+        "--engine",
+        "openvino",
+        "--dtype",
+        "float32",
+        "--dtype",
+        "bfloat16",
+    ]
+    options = ["--model_options", "{dims: [8, 16], depths: [1, 1]}", "--rounds", "1", "--size", "32", "--threads", "1"]
+    status = main(
+        ["bench", "model", "vmamba_nano", *words, *options, "--batch", "1", "--batch", "2", "--output", str(tmp_path)]
+    )
+    races = read(tmp_path / "model.json")
+    assert status == 0
+    assert [(one["setting"]["batch"], one["title"].split(", ")[-1]) for one in races] == [
+        (1, "float32"), (1, "bfloat16"), (2, "float32"), (2, "bfloat16")
+    ]  # fmt: skip
+    for one in races:
+        timings = {timing["name"]: timing for timing in one["timings"]}
+        for engine in ("eager", "openvino"):
+            timing = timings[f"vmamba_nano, {engine}"]
+            assert timing["extra"]["images/s"] == pytest.approx(one["setting"]["batch"] / timing["median_ms"] * 1e3)
+        assert ("bfloat16" in timings["vmamba_nano, onnx"]["absent"]) == one["title"].endswith("bfloat16")
+
+
+def test_an_engine_that_fails_is_reported_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = bench_model.runner
+
+    def fails(engine: str, *rest: Any) -> Any:
+        if engine == "compile":
+            raise RuntimeError("no compiler")
+        return real(engine, *rest)
+
+    monkeypatch.setattr(bench_model, "runner", fails)
+    config = BenchModelConfig(size=32, rounds=1, model_options={"dims": [8, 16], "depths": [1, 1]})
+    with torch.no_grad():
+        one = bench_model.model_race(config, ["vmamba_nano"], [], CPU, ["eager", "compile"])
+    found = {timing.name: timing for timing in one.timings}
+    assert found["vmamba_nano, compile"].failure == "RuntimeError: no compiler"
+    assert found["vmamba_nano, eager"].times_ms
+    assert not one.passed
+
+
+def test_slope_is_the_exponent_against_pixels() -> None:
+    assert bench_scale.slope([(64, 3.0), (128, 12.0), (256, 48.0)]) == pytest.approx(1)
+    assert bench_scale.slope([(64, 3.0), (128, 48.0)]) == pytest.approx(2)
+
+
+def test_flops_count_products_and_scans() -> None:
+    config = BenchModelConfig(size=32, model_options={"dims": [8, 16], "depths": [1, 1]})
+    model, x = bench_model.ours(config, "vmamba_nano", None, CPU), bench_model.images(config, CPU)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    block = model.layers[0].blocks[0].op
+    h = 32 // model.config.patch_size
+    scans = [h * h * 4 * 8, (h // 2) ** 2 * 4 * 16]
+    each = 2 * block.dt_rank + 9 * block.d_state + 4
+    second = 2 * model.layers[1].blocks[0].op.dt_rank + 9 * block.d_state + 4
+    exact = counter.get_total_flops() + scans[0] * each + scans[1] * second
+    assert bench_scale.gflop(model, x) == pytest.approx(exact / 1e9)
+
+
+def test_scale_writes_points_slopes_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model_options", "{dims: [8, 16], depths: [1, 1]}", "--rounds", "1", "--threads", "1"]
+    words = ["vmamba_nano", "--peer", "convnext_atto", "--size", "64", "--size", "32", "--output", str(tmp_path)]
+    assert main(["bench", "scale", *words, *options]) == 0
+    found = json.loads((tmp_path / "scale.json").read_text())["models"]
+    assert set(found) == {"vmamba_nano", "convnext_atto"}
+    assert [point["size"] for point in found["vmamba_nano"]["points"]] == [32, 64]
+    assert found["convnext_atto"]["slope"]["flop"] == pytest.approx(1, abs=0.02)
+    assert (tmp_path / "scale.png").stat().st_size > 1000
+    assert "slope against pixels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model", "vmamba_nano", "--engine", "onyx"], "--engine 'onyx': want eager or compile"),
+        (["model", "vmamba_nano", "--dtype", "int8"], "--dtype 'int8': want float32 or bfloat16"),
+        (["model", "vmamba_nano", "--size", "big"], "--size takes a whole number ≥ 1, not 'big'"),
+        (["scale", "--size", "224"], "takes two or more sizes of at least 32 pixels"),
+    ],
+)
+def test_mistakes_in_engines_and_sizes(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *words]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.long

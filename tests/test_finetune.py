@@ -4,29 +4,69 @@ from dataclasses import replace
 
 import pytest
 import torch
+from requires import requires_package
 
 from vmamba import CheckpointError, ConfigError, create_model, read_weights
+from vmamba.checkpoints import save_weights
 from vmamba.data import DataConfig
+from vmamba.data.fashion_mnist import DEBIAN_DIR
 from vmamba.data.splits import balanced_sample
 from vmamba.models import VSSM
 from vmamba.tasks.engine import make_optimizer
 from vmamba.tasks.finetune import freeze_stages, hold_still, load_init, train_head_only
+from vmamba.tasks.run_folder import load_trained
 from vmamba.tasks.train import TrainConfig, train
 
 TINY = {"dims": 8, "depths": [1, 1], "num_classes": 4, "forward_type": "v05_noz", "ssm_d_state": 1}
 
 
+def _small(num_classes: int) -> VSSM:
+    """Fresh, and otherwise as `colour_run` has it."""
+    config = {**create_model("vmamba_nano").config.to_dict(), "dims": [8, 16], "depths": [1, 1]}
+    return VSSM(**{**config, "num_classes": num_classes})
+
+
 def test_init_from_a_run_keeps_all_but_the_head(colour_run):
     weights = read_weights(colour_run / "best.safetensors").state_dict
-    model = VSSM(
-        **{**create_model("vmamba_nano").config.to_dict(), "dims": [8, 16], "depths": [1, 1], "num_classes": 7}
-    )
+    model = _small(num_classes=7)
     fresh = model.classifier.head.weight.clone()
-    load_init(model, str(colour_run))
+    load_init(model, str(colour_run), [str(i) for i in range(7)])
     assert torch.equal(model.classifier.head.weight, fresh)
     assert torch.equal(model.patch_embed[0].weight, weights["patch_embed.0.weight"])
     with pytest.raises(CheckpointError, match=r"'vmamba_tinny'.*did you mean"):
-        load_init(model, "vmamba_tinny")
+        load_init(model, "vmamba_tinny", [str(i) for i in range(7)])
+
+
+def test_the_head_goes_along_for_the_same_classes_only(colour_run, tmp_path):
+    file = read_weights(colour_run / "best.safetensors")
+    classes = load_trained(colour_run).classes
+    unnamed = tmp_path / "unnamed.safetensors"
+    save_weights(unnamed, file.state_dict)
+    head = file.state_dict["classifier.head.weight"]
+    others = [f"other {i}" for i in range(len(classes))]  # as many, so that the shapes fit
+    cases = [(colour_run, classes, True), (colour_run, classes[::-1], False), (colour_run, others, False)]
+    for weights, named, taken in [*cases, (unnamed, others, True)]:
+        model = _small(num_classes=len(classes))
+        fresh = model.classifier.head.weight.clone()
+        load_init(model, str(weights), named)
+        assert torch.equal(model.classifier.head.weight, head if taken else fresh)
+        assert torch.equal(model.classifier.norm.weight, file.state_dict["classifier.norm.weight"])
+
+
+def test_reset_stages_keep_their_fresh_weights(colour_run):
+    weights = read_weights(colour_run / "best.safetensors").state_dict
+    classes = load_trained(colour_run).classes
+    model = _small(num_classes=len(classes))  # the head would fit, and is fresh all the same
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    load_init(model, str(colour_run), classes, reset_stages=1)
+    for name, value in model.state_dict().items():
+        source = fresh if name.startswith(("layers.1.", "classifier.")) else weights
+        assert torch.equal(value, source[name]), name
+    assert not torch.equal(fresh["layers.1.blocks.0.op.in_proj.weight"], weights["layers.1.blocks.0.op.in_proj.weight"])
+    with pytest.raises(ConfigError, match=r"reset_stages=3.*2 stages"):
+        load_init(model, str(colour_run), classes, reset_stages=3)
+    with pytest.raises(ConfigError, match="needs init"):
+        TrainConfig(reset_stages=1)
 
 
 def test_frozen_stages_get_no_gradient_and_stay_in_eval_mode():
@@ -100,3 +140,28 @@ def test_a_run_that_fine_tunes_resumes_without_the_first_weights(colour_run, col
     assert all(torch.equal(end[name], twin[name]) for name in end)
     more = train(TrainConfig(resume=tmp_path / "whole", epochs=3))
     assert more.epochs == 3
+
+
+@pytest.fixture
+def one_thread():
+    """Sums in one order only."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.long
+@requires_package("dataset-fashion-mnist", DEBIAN_DIR)
+def test_a_start_from_fashion_helps_on_two_hundred_digits(tmp_path, one_thread):
+    """Three points on the mean of three seeds: each data set's own recipe, with fewer epochs on Fashion-MNIST."""
+    common = {"model": "vmamba_nano", "device": "cpu", "num_workers": 0}
+    fashion = DataConfig("fashion-mnist", DEBIAN_DIR)
+    train(TrainConfig(**common, data=fashion, epochs=4, output=tmp_path / "fashion"))
+    gains = []
+    for seed in range(3):
+        few = TrainConfig(**common, data=DataConfig("digits", train_images=200), seed=seed)
+        scratch = train(replace(few, output=tmp_path / f"scratch{seed}"))
+        tuned = train(replace(few, init=str(tmp_path / "fashion"), output=tmp_path / f"tuned{seed}"))
+        gains.append(tuned.test_accuracy - scratch.test_accuracy)
+    assert sum(gains) / 3 >= 0.03, gains

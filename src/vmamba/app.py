@@ -119,7 +119,7 @@ def _eval_options(parser: CommandParser) -> None:
     from vmamba.data import DataConfig
     from vmamba.tasks.evaluate import EvaluateConfig
 
-    _paths(parser, "weights", "RUN_OR_FILE", "Run folder (its best weights) or a weight file that a run wrote.")
+    _paths(parser, "weights", "RUN_OR_FILE", "Run folder (its best weights), a run's weight file, or an ONNX file.")
     parser.add_group(EvaluateConfig, skip={"weights", "data"})
     # Size and channels are what the weights were trained with.
     parser.add_group(DataConfig, "data", skip={"image_size", "in_chans"})
@@ -127,8 +127,8 @@ def _eval_options(parser: CommandParser) -> None:
 
 def _eval_defaults(values: Namespace, given: Namespace) -> dict[str, Any]:
     """The run's own images, for what the user did not give. Another data set does not lie where the run's does."""
+    from vmamba.tasks.classifier import load_classifier
     from vmamba.tasks.evaluate import trained_on, unknown_images
-    from vmamba.tasks.run_folder import load_trained
 
     own = trained_on(values.weights)
     if own is not None:
@@ -137,7 +137,7 @@ def _eval_defaults(values: Namespace, given: Namespace) -> dict[str, Any]:
             del kept["data.data_dir"]
         return kept
     if "data" not in given:
-        load_trained(values.weights)  # a file that is missing or broken is the worse news
+        load_classifier(values.weights, "auto")  # a file that is missing or broken is the worse news
         raise unknown_images(values.weights)
     return {}
 
@@ -161,6 +161,20 @@ def _predict(values: Namespace) -> int:
 
     values.paths = tuple(values.paths)
     predict(_build(PredictConfig, values), _console())
+    return 0
+
+
+def _export_options(parser: CommandParser) -> None:
+    from vmamba.tasks.export import ExportConfig
+
+    parser.add_argument("source", metavar="RUN_OR_NAME", help="Run folder, weight file, or a model's name.")
+    parser.add_group(ExportConfig, skip={"source"})
+
+
+def _export(values: Namespace) -> int:
+    from vmamba.tasks.export import ExportConfig, export
+
+    export(_build(ExportConfig, values), _console())
     return 0
 
 
@@ -223,14 +237,23 @@ def _bench_model_options(parser: CommandParser) -> None:
     parser.add_argument(
         "--peer", type=str, action="append", metavar="NAME", help="A model of timm's to time beside them; once or more."
     )
-    parser.add_group(BenchModelConfig)
+    for name, text in (
+        ("engine", "eager (default), compile, optimize, onnx, openvino; once or more."),
+        ("dtype", "float32 (default), bfloat16, float16; once or more."),
+        ("size", "Side of the images in pixels (224); once or more."),
+        ("batch", "Images at once (1); once or more."),
+    ):
+        parser.add_argument(f"--{name}", type=str, action="append", metavar=name.upper(), help=text)
+    parser.add_group(BenchModelConfig, skip={"size", "batch"})
 
 
 def _bench_model(values: Namespace) -> int:
-    from vmamba.tasks.bench_model import BenchModelConfig, run_bench_model
+    from vmamba.tasks.bench_model import BenchModelConfig, Grid, run_bench_model
 
     names, peers = values.pop("names"), values.pop("peer") or ()
-    return run_bench_model(_build(BenchModelConfig, values), names, peers, _console())
+    words = {name: values.pop(name) for name in ("engine", "dtype", "size", "batch")}
+    grid = Grid.from_words(**{name: given for name, given in words.items() if given})
+    return run_bench_model(_build(BenchModelConfig, values), names, peers, _console(), grid)
 
 
 def _bench_train_options(parser: CommandParser) -> None:
@@ -245,6 +268,28 @@ def _bench_train(values: Namespace) -> int:
 
     name = values.pop("name")
     return run_bench_train(_build(BenchModelConfig, values), name, _console())
+
+
+def _bench_scale_options(parser: CommandParser) -> None:
+    from vmamba.tasks.bench_model import BenchModelConfig
+    from vmamba.tasks.bench_scale import PEERS, SIZES
+
+    parser.add_argument("names", nargs="*", metavar="NAME", help="Our models' names (vmamba_tiny_s1l8).")
+    parser.add_argument(
+        "--peer", type=str, action="append", metavar="NAME", help=f"timm's; once or more ({', '.join(PEERS)})."
+    )
+    sizes = f"Sides of the images, pixels; once or more ({', '.join(map(str, SIZES))})."
+    parser.add_argument("--size", type=str, action="append", metavar="SIZE", help=sizes)
+    parser.add_group(BenchModelConfig, skip={"size", "baseline"})
+
+
+def _bench_scale(values: Namespace) -> int:
+    from vmamba.tasks.bench_model import BenchModelConfig, Grid
+    from vmamba.tasks.bench_scale import PEERS, SIZES, run_bench_scale
+
+    names, peers = values.pop("names") or ["vmamba_tiny_s1l8"], values.pop("peer") or PEERS
+    sizes = Grid.from_words(size=values.pop("size") or ()).sizes or SIZES
+    return run_bench_scale(_build(BenchModelConfig, values), names, peers, sizes, _console())
 
 
 _BENCH = {
@@ -264,6 +309,12 @@ _BENCH = {
         "Time a training step with each backend, and its peak memory.",
         _bench_train_options,
         _bench_train,
+        config_file=False,
+    ),
+    "scale": Command(
+        "Time, memory and FLOPs from small images to large ones.",
+        _bench_scale_options,
+        _bench_scale,
         config_file=False,
     ),
 }
@@ -378,6 +429,9 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
     "train": Command("Train a model.", _train_options, _train),
     "eval": Command("Measure trained weights on labelled images.", _eval_options, _eval, _eval_defaults),
     "predict": Command("Classify image files with trained weights.", _predict_options, _predict),
+    "export": Command(
+        "Export a model to ONNX, OpenVINO or PyTorch files.", _export_options, _export, config_file=False
+    ),
     "models": Command("List the named models.", _models_options, _models, config_file=False),
     "weights": CommandGroup("List, get, convert and inspect weight files.", _WEIGHTS),
     "backends": Command(

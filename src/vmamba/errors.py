@@ -41,6 +41,10 @@ class TrainingError(VMambaError):
     """Training that cannot go on, such as a loss that is no longer finite."""
 
 
+class ExportError(VMambaError):
+    """A model that cannot be exported, or a file that does not compute what the model does."""
+
+
 class OutputError(VMambaError):
     """A place that results cannot be written to."""
 

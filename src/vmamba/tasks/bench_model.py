@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from vmamba.layers import SS2D
 from vmamba.models import create_model, model_config
 from vmamba.ops import recorded_runs
 from vmamba.ops.backends import BACKENDS, ScanCall
+from vmamba.optimized import TOLERANCE
+from vmamba.tasks.bench_engines import ENGINES, Absent, runner
 from vmamba.tasks.bench_report import machine, report
 from vmamba.tasks.bench_timing import Candidate, Race, Timing, first_timed, race, threads, with_ratios
 from vmamba.tasks.device import pick_device
@@ -32,7 +35,9 @@ if TYPE_CHECKING:
 
 #: Largest errors as parts of a tensor's largest value, against the same weights in float64 on the torch backend. Logits
 #: and gradients go through some hundred float32 layers; upstream's parity data are held to the same bounds.
-ALLOWED_LOGITS, ALLOWED_GRADIENTS = 1e-4, 1e-3
+ALLOWED_GRADIENTS = 1e-3
+#: The same for logits, by what the model computes in.
+ALLOWED = {str(dtype).removeprefix("torch."): error for dtype, error in TOLERANCE.items()}
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,50 @@ class BenchModelConfig:
     output: Path = Path("runs/bench")
 
 
-def run_bench_model(config: BenchModelConfig, names: Sequence[str], peers: Sequence[str], console: Console) -> int:
+@dataclass(frozen=True)
+class Grid:
+    """What ``vmamba bench model`` goes through: every combination is a race of all models and engines.
+
+    Attributes:
+        engines: of `ENGINES`.
+        dtypes: float32, bfloat16, float16.
+        sizes, batches: as in `BenchModelConfig`, whose own are taken where these are empty.
+    """
+
+    engines: Sequence[str] = ("eager",)
+    dtypes: Sequence[str] = ("float32",)
+    sizes: Sequence[int] = ()
+    batches: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        for option, given, legal in (("engine", self.engines, ENGINES), ("dtype", self.dtypes, ALLOWED)):
+            for name in given:
+                if name not in legal:
+                    raise ConfigError(f"--{option} {name!r}: want {' or '.join(legal)}{nearest(name, legal)}")
+
+    @classmethod
+    def from_words(
+        cls,
+        engine: Sequence[str] = ("eager",),
+        dtype: Sequence[str] = ("float32",),
+        size: Sequence[str] = (),
+        batch: Sequence[str] = (),
+    ) -> Grid:
+        """The grid that the command line's words spell.
+
+        Raises:
+            ConfigError: an unknown engine or dtype, or a size that is no number.
+        """
+        for option, words in (("size", size), ("batch", batch)):
+            for word in words:
+                if not word.isdecimal():
+                    raise ConfigError(f"--{option} takes a whole number ≥ 1, not {word!r}")
+        return cls(engine, dtype, [int(word) for word in size], [int(word) for word in batch])
+
+
+def run_bench_model(
+    config: BenchModelConfig, names: Sequence[str], peers: Sequence[str], console: Console, grid: Grid | None = None
+) -> int:
     """Time the forward pass of models of ours and of timm's; write ``model.json`` and ``model.png``.
 
     Args:
@@ -70,6 +118,7 @@ def run_bench_model(config: BenchModelConfig, names: Sequence[str], peers: Seque
         names: of our models.
         peers: names of timm's models, which are built with fresh weights.
         console: where the table goes.
+        grid: engines, dtypes, sizes and batches; by default eager float32 at the configuration's size and batch.
 
     Returns:
         0; 1 where a candidate was wrong.
@@ -78,13 +127,20 @@ def run_bench_model(config: BenchModelConfig, names: Sequence[str], peers: Seque
         ConfigError: an unknown model or an option that is not legal.
         OutputError: the folder cannot be written, said before anything is measured.
     """
-    _check(config, names)
-    _check_timm(peers)
+    grid = Grid() if grid is None else grid
+    configs = [
+        dataclasses.replace(config, size=size, batch=batch)
+        for batch in grid.batches or [config.batch]
+        for size in grid.sizes or [config.size]
+    ]
+    for one in configs:
+        check_models(one, names)
+    check_timm(peers)
     check_writable_folder(config.output)
     device = pick_device(config.device)
     with threads(config.threads), torch.no_grad():
-        one = model_race(config, names, peers, device)
-        return report("model", [one], machine(device), config.output, console)
+        races = [model_race(one, names, peers, device, grid.engines, dtype) for one in configs for dtype in grid.dtypes]
+        return report("model", races, machine(device), config.output, console)
 
 
 def run_bench_train(config: BenchModelConfig, name: str, console: Console) -> int:
@@ -93,7 +149,7 @@ def run_bench_train(config: BenchModelConfig, name: str, console: Console) -> in
     Returns, raises:
         as `run_bench_model`.
     """
-    _check(config, [name])
+    check_models(config, [name])
     check_writable_folder(config.output)
     device = pick_device(config.device)
     with threads(config.threads):
@@ -101,28 +157,46 @@ def run_bench_train(config: BenchModelConfig, name: str, console: Console) -> in
         return report("train", [one], machine(device), config.output, console)
 
 
-def model_race(config: BenchModelConfig, names: Sequence[str], peers: Sequence[str], device: torch.device) -> Race:
-    """Check and time the models. Call it under ``torch.no_grad()``."""
-    x = _images(config, device)
-    wait = waiter(device)
-    models: dict[str, nn.Module] = {}
-    candidates = []
-    for name in dict.fromkeys(names):
-        models[name] = ours = _ours(config, name, None, device)
-        candidates.append(_forward(name, ours, x, _against_oracle(config, name, ours, x), ""))
+def model_race(
+    config: BenchModelConfig,
+    names: Sequence[str],
+    peers: Sequence[str],
+    device: torch.device,
+    engines: Sequence[str] = ("eager",),
+    dtype: str = "float32",
+) -> Race:
+    """Check and time every model by every engine. Call it under ``torch.no_grad()``."""
+    x, wait = images(config, device), waiter(device)
+    models = {name: ours(config, name, None, device) for name in dict.fromkeys(names)}
+    checks = {name: _against_oracle(config, name, x, ALLOWED[dtype]) for name in models}
     for name in dict.fromkeys(peers):
-        peer = _timm_model(name, config.size).eval().to(device)
-        candidates.append(
-            _forward(name, peer, x, _finite_logits(peer, x), "timm, fresh weights; only checked to be finite")
-        )
+        models[name] = timm_model(name, config.size).eval().to(device)
+        checks[name] = _finite_logits(x)
+    candidates, absent, notes = [], [], []
+    for name, model in models.items():
+        note = "timm, fresh weights; only checked to be finite" if name in peers else ""
+        for engine in dict.fromkeys(engines):
+            title = name if tuple(engines) == ("eager",) else f"{name}, {engine}"
+            try:
+                run = runner(engine, model, x, getattr(torch, dtype))
+            except Absent as why:
+                absent.append(Timing(title, absent=str(why)))
+                continue
+            except Exception as error:  # one engine that fails is a result, not a reason to lose the others'
+                absent.append(Timing(title, failure=f"{type(error).__name__}: {str(error)[:200]}"))
+                continue
+            candidates.append(Candidate(title, run, partial(checks[name], run), note))
+            notes.append(name)
     timings = race(candidates, rounds=config.rounds, seconds=config.seconds, wait=wait)
-    measured = [
-        dataclasses.replace(timing, extra={"scan %": scan_share(models[timing.name], x, wait) * 100})
-        if timing.times_ms and timing.name in models
-        else timing
-        for timing in timings
-    ]
-    return _finish(config, f"forward, {config.batch}×3×{config.size}×{config.size}, float32", measured)
+    measured = []
+    for timing, name, candidate in zip(timings, notes, candidates, strict=True):
+        extra: dict[str, Any] = {}
+        if timing.median_ms is not None:
+            extra["images/s"] = config.batch / timing.median_ms * 1e3
+            if name in names and candidate.name == name:  # eager alone: others do not call the layer
+                extra["scan %"] = scan_share(models[name], x, wait) * 100
+        measured.append(dataclasses.replace(timing, extra=extra))
+    return _finish(config, f"forward, {config.batch}×3×{config.size}×{config.size}, {dtype}", [*measured, *absent])
 
 
 def scan_share(model: nn.Module, x: Tensor, wait: Callable[[], None], rounds: int = 3) -> float:
@@ -166,17 +240,17 @@ def _clocked_scans(model: nn.Module, wait: Callable[[], None]) -> Iterator[list[
 
 def train_race(config: BenchModelConfig, name: str, device: torch.device) -> Race:
     """Check the gradients of every backend, then time forward alone and a whole step of each."""
-    x = _images(config, device)
+    x = images(config, device)
     labels = torch.arange(config.batch, device=device)
     able = [
         backend
         for backend, row in BACKENDS.items()
         if row.obstacle(ScanCall("ss2d_scan", device.type, torch.float32)) is None
     ]
-    expected = _gradients(_ours(config, name, "torch", device).double(), x.double(), labels)
+    expected = _gradients(ours(config, name, "torch", device).double(), x.double(), labels)
     candidates, steps = [], {}
     for backend in able:
-        model = _ours(config, name, backend, device)
+        model = ours(config, name, backend, device)
         step = steps[backend] = _step(model, x, labels)
         check = _against_gradients(model, backend, x, labels, expected)
         candidates.append(Candidate(f"{backend}, forward", _no_grad(model, x), check))
@@ -200,12 +274,13 @@ def train_race(config: BenchModelConfig, name: str, device: torch.device) -> Rac
 # Models.
 
 
-def _images(config: BenchModelConfig, device: torch.device) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(config.batch, 3, config.size, config.size, generator=generator).to(device)
+def images(config: BenchModelConfig, device: torch.device, size: int | None = None) -> Tensor:
+    """Random images of the configuration's size, or another."""
+    side = size or config.size
+    return torch.randn(config.batch, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def _ours(config: BenchModelConfig, name: str, backend: str | None, device: torch.device) -> nn.Module:
+def ours(config: BenchModelConfig, name: str, backend: str | None, device: torch.device) -> nn.Module:
     """The model with the same fresh weights at every call, in evaluation mode: nothing in it draws random numbers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -213,7 +288,12 @@ def _ours(config: BenchModelConfig, name: str, backend: str | None, device: torc
     return model.eval().to(device)
 
 
-def _timm_model(name: str, size: int) -> nn.Module:
+def timm_model(name: str, size: int) -> nn.Module:
+    """A model of timm's for images of this size, with fresh weights.
+
+    Raises:
+        ConfigError: it cannot be built with its defaults.
+    """
     import timm
 
     choices: tuple[dict[str, Any], ...] = ({"img_size": size}, {})
@@ -226,7 +306,12 @@ def _timm_model(name: str, size: int) -> nn.Module:
     raise ConfigError(f"--peer {name!r} cannot be built by timm with its defaults")
 
 
-def _check(config: BenchModelConfig, names: Sequence[str]) -> None:
+def check_models(config: BenchModelConfig, names: Sequence[str]) -> None:
+    """Refuse options that are not legal, and unknown models of ours, before anything is measured.
+
+    Raises:
+        ConfigError: one is.
+    """
     for option, value in (("size", config.size), ("batch", config.batch), ("rounds", config.rounds)):
         if value < 1:
             raise ConfigError(f"--{option} takes a number ≥ 1, not {value}")
@@ -234,7 +319,12 @@ def _check(config: BenchModelConfig, names: Sequence[str]) -> None:
         model_config(name, **config.model_options)
 
 
-def _check_timm(names: Sequence[str]) -> None:
+def check_timm(names: Sequence[str]) -> None:
+    """Refuse names that timm does not know.
+
+    Raises:
+        ConfigError: one is unknown.
+    """
     import timm
 
     for name in names:
@@ -249,10 +339,6 @@ def _finish(config: BenchModelConfig, title: str, timings: Sequence[Timing]) -> 
 
 
 # What is timed, and what is right.
-
-
-def _forward(name: str, model: nn.Module, x: Tensor, check: Callable[[], str], note: str) -> Candidate:
-    return Candidate(name, lambda: model(x), check, note)
 
 
 def _no_grad(model: nn.Module, x: Tensor) -> Callable[[], object]:
@@ -277,17 +363,19 @@ def _step(model: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], object]:
     return run
 
 
-def _against_oracle(config: BenchModelConfig, name: str, model: nn.Module, x: Tensor) -> Callable[[], str]:
-    def check() -> str:
-        exact = _ours(config, name, "torch", x.device).double()
-        return _wrong({"logits": model(x)}, {"logits": exact(x.double()).cpu()}, ALLOWED_LOGITS)
+def _against_oracle(
+    config: BenchModelConfig, name: str, x: Tensor, allowed: float
+) -> Callable[[Callable[[], Tensor]], str]:
+    def check(run: Callable[[], Tensor]) -> str:
+        exact = ours(config, name, "torch", x.device).double()
+        return _wrong({"logits": run()}, {"logits": exact(x.double()).cpu()}, allowed)
 
     return check
 
 
-def _finite_logits(model: nn.Module, x: Tensor) -> Callable[[], str]:
-    def check() -> str:
-        logits = model(x)
+def _finite_logits(x: Tensor) -> Callable[[Callable[[], Tensor]], str]:
+    def check(run: Callable[[], Tensor]) -> str:
+        logits = run()
         if logits.dim() != 2 or logits.shape[0] != x.shape[0]:
             return f"the output has shape {tuple(logits.shape)}, not (batch, classes)"
         return "" if logits.isfinite().all() else "the output is not finite"

@@ -122,7 +122,7 @@ class Engine:
             raise ConfigError("head_only_epochs needs a single process; leave it out or start one process")
         model = build_model(config, splits)
         if config.init is not None and config.resume is None:  # a resumed run has its own weights
-            load_init(model, config.init)
+            load_init(model, config.init, splits.classes, config.reset_stages)
         freeze_stages(model, config.freeze_stages)
         model = model.to(accelerator.device)
         self.model_config = model.config

@@ -12,9 +12,9 @@ import torch
 
 from vmamba.data import DataConfig, LabelledImages, TransformedImages, load_splits
 from vmamba.errors import ConfigError, DataError
-from vmamba.tasks.device import pick_device
+from vmamba.tasks.classifier import Classifier, load_classifier
 from vmamba.tasks.output import check_writable_file, write_json
-from vmamba.tasks.run_folder import RunFolder, Trained, load_trained
+from vmamba.tasks.run_folder import RunFolder
 from vmamba.tasks.scores import ScoreCounter, Scores
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class EvaluateConfig:
     """What to measure.
 
     Attributes:
-        weights: Run folder (its best weights) or a weight file that a run wrote.
+        weights: Run folder (its best weights), a weight file that a run wrote, or an ONNX file of `vmamba export`.
         data: The images; by default those that the run was trained on.
         split: The part of them to measure on.
         batch_size: Images in one forward pass.
@@ -85,8 +85,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> Evaluati
     for path in (config.json, config.confusion):
         if path is not None:
             check_writable_file(path)
-    device = pick_device(config.device)
-    trained = load_trained(config.weights)
+    trained, device = load_classifier(config.weights, config.device)
     data = config.data or trained_on(config.weights)
     if data is None:
         raise unknown_images(config.weights)
@@ -138,7 +137,7 @@ def unknown_images(weights: Path) -> ConfigError:
 
 
 def score(
-    trained: Trained,
+    trained: Classifier,
     images: LabelledImages,
     order: Sequence[int] | None = None,
     device: torch.device | None = None,
@@ -170,7 +169,7 @@ def score(
     return counter.scores()
 
 
-def _label_order(classes: Sequence[str], trained: Trained) -> list[int] | None:
+def _label_order(classes: Sequence[str], trained: Classifier) -> list[int] | None:
     """Where each of the data's classes is among the model's; the same names in another order are fine."""
     if tuple(classes) == trained.classes:
         return None

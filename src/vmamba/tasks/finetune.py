@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch import nn
 
-from vmamba.checkpoints import fetch_official, load_adapted
+from vmamba.checkpoints import WeightFile, adapt_to, fetch_official, read_weights
 from vmamba.errors import CheckpointError, ConfigError, nearest
 from vmamba.models import VARIANTS, VSSM
 
 
-def load_init(model: VSSM, init: str) -> None:
+def load_init(model: VSSM, init: str, classes: Sequence[str], reset_stages: int = 0) -> None:
     """Load the weights that ``init`` names: a model whose released weights are fetched, a run folder, or a file.
 
-    Strict for everything but the head, which stays fresh where the classes differ; the first convolution is adapted to
-    the model's input channels and a positional embedding to its grid, see `vmamba.checkpoints.load_adapted`.
+    Strict for everything but the head; the first convolution is adapted to the model's input channels and a positional
+    embedding to its grid, see `vmamba.checkpoints.adapt_to`. The head stays fresh unless it was learned for
+    ``classes``, or, where the weights do not name theirs, for as many: a head that is sure of ten other classes would
+    have to be unlearned first. The deepest ``reset_stages`` stages and the classifier's norm must fit too, but keep
+    the model's fresh weights: the deepest features are the most bound to the classes they were learned for
+    (arXiv 1411.1792).
 
     Raises:
         CheckpointError: neither a model's name nor a file; or weights that cannot be had or do not fit.
+        ConfigError: the model has fewer stages.
     """
+    stages = len(model.layers)
+    if reset_stages > stages:
+        raise ConfigError(f"reset_stages={reset_stages}, but the model has {stages} stages; give 0 to {stages}")
     path = Path(init)
     if path.is_dir():
         path = path / "best.safetensors"
@@ -31,7 +40,23 @@ def load_init(model: VSSM, init: str) -> None:
             f"init={init!r} is neither a run folder, a weight file nor a model with released weights"
             f"{nearest(init, VARIANTS)}; `vmamba weights list` shows those"
         )
-    load_adapted(model, path)
+    weights = read_weights(path)
+    reset = [f"layers.{i}." for i in range(stages - reset_stages, stages)]
+    if reset_stages:
+        reset.append("classifier.")
+    elif _classes(weights) not in (None, list(classes)):
+        reset.append("classifier.head.")
+    own = model.state_dict()
+    adapted = adapt_to(weights.state_dict, model, str(path))
+    model.load_state_dict({name: own[name] if name.startswith(tuple(reset)) else adapted[name] for name in own})
+
+
+def _classes(weights: WeightFile) -> object:
+    """The class names that a run of ours wrote into its weights; None elsewhere."""
+    try:
+        return json.loads(weights.metadata["classes"])
+    except (KeyError, ValueError):
+        return None
 
 
 def freeze_stages(model: VSSM, count: int) -> None:

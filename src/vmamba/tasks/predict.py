@@ -13,11 +13,11 @@ from torch import Tensor
 
 from vmamba.data import IMAGE_SUFFIXES, read_image
 from vmamba.errors import ConfigError, DataError
-from vmamba.tasks.device import pick_device
+from vmamba.tasks.classifier import Classifier, load_classifier
 from vmamba.tasks.output import check_writable_file, write_json
 from vmamba.tasks.plots import save_figure
 from vmamba.tasks.prediction import Prediction
-from vmamba.tasks.run_folder import Trained, check_writable_folder, create_folder, load_trained
+from vmamba.tasks.run_folder import check_writable_folder, create_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +33,7 @@ class PredictConfig:
 
     Attributes:
         paths: Image files, and folders that are searched through and through.
-        weights: Run folder (its best weights) or a weight file that a run wrote.
+        weights: Run folder (its best weights), a weight file that a run wrote, or an ONNX file of `vmamba export`.
         topk: Classes shown for each image, likeliest first.
         output: Folder for contact_sheet.png and predictions.json.
         json: Another file for the JSON.
@@ -75,8 +75,7 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[Predi
     check_writable_folder(config.output)
     if config.json is not None:
         check_writable_file(config.json)
-    device = pick_device(config.device)
-    trained = load_trained(config.weights)
+    trained, device = load_classifier(config.weights, config.device)
     files = find_images(config.paths)
 
     skipped: list[DataError] = []
@@ -137,7 +136,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _batches(
-    files: Sequence[Path], trained: Trained, config: PredictConfig, skipped: list[DataError]
+    files: Sequence[Path], trained: Classifier, config: PredictConfig, skipped: list[DataError]
 ) -> Iterator[tuple[list[Path], Tensor]]:
     transform = trained.preprocessing.eval_transform()
     for start in range(0, len(files), config.batch_size):
@@ -155,7 +154,7 @@ def _batches(
 
 
 def _classify(
-    trained: Trained, paths: Sequence[Path], pixels: Tensor, config: PredictConfig, device: torch.device
+    trained: Classifier, paths: Sequence[Path], pixels: Tensor, config: PredictConfig, device: torch.device
 ) -> list[Prediction]:
     with torch.inference_mode():
         logits = trained.model.to(device)(pixels.to(device))
@@ -171,12 +170,12 @@ def _classify(
     ]
 
 
-def _truth(path: Path, trained: Trained) -> str | None:
+def _truth(path: Path, trained: Classifier) -> str | None:
     name = path.absolute().parent.name
     return name if name in trained.classes else None
 
 
-def _sheet(predictions: Sequence[Prediction], trained: Trained, config: PredictConfig) -> Figure | None:
+def _sheet(predictions: Sequence[Prediction], trained: Classifier, config: PredictConfig) -> Figure | None:
     if not config.sheet:
         return None
     from vmamba.tasks.contact_sheet import contact_sheet
@@ -184,7 +183,7 @@ def _sheet(predictions: Sequence[Prediction], trained: Trained, config: PredictC
     return contact_sheet(predictions[: config.sheet], len(predictions), f"{trained.name} ({trained.weights_path})")
 
 
-def _json(predictions: Sequence[Prediction], trained: Trained, skipped: Sequence[DataError]) -> dict[str, Any]:
+def _json(predictions: Sequence[Prediction], trained: Classifier, skipped: Sequence[DataError]) -> dict[str, Any]:
     return {
         "model": trained.name,
         "weights": str(trained.weights_path),

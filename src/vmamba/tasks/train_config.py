@@ -52,7 +52,9 @@ class TrainConfig:
         data: The images.
         augmentation: Random changes to the training images.
         init: Weights to start from: a model's name (its released weights), a run folder or a weight file. Strict for
-            all but the head; input channels and image size are adapted.
+            all but the head, which stays fresh for other classes; input channels and image size are adapted.
+        reset_stages: Stages, from the head on, that ``init`` leaves fresh, for images unlike those its weights have
+            seen; 0 = none.
         freeze_stages: Stages, from the image on, that keep their weights, and with the first the patch embedding.
         layer_decay: Factor on the learning rate of each layer against the next deeper one; 1 = the same for all.
         head_only_epochs: Epochs at the start in which nothing but the head learns.
@@ -86,6 +88,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     augmentation: Augmentation = field(default_factory=Augmentation)
     init: str | None = None
+    reset_stages: int = 0
     freeze_stages: int = 0
     layer_decay: float = 1.0
     head_only_epochs: int = 0
@@ -115,7 +118,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "grad_accumulation", "save_every"):
             self._want(name, "a whole number, 1 or more", lambda v: v >= 1)
-        for name in ("warmup_epochs", "num_workers", "seed", "freeze_stages", "head_only_epochs"):
+        for name in ("warmup_epochs", "num_workers", "seed", "reset_stages", "freeze_stages", "head_only_epochs"):
             self._want(name, "a whole number, 0 or more", lambda v: v >= 0)
         self._want("lr", "a number above 0", lambda v: 0 < v < float("inf"))
         for name in ("min_lr", "weight_decay", "clip_grad", "mixup", "cutmix"):
@@ -128,6 +131,8 @@ class TrainConfig:
         self._want("mixed_precision", "no, bf16 or fp16", lambda v: v in ("no", "bf16", "fp16"))
         if self.epochs is not None and self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
             raise ConfigError(f"warmup_epochs={self.warmup_epochs} must be fewer than epochs={self.epochs}")
+        if self.reset_stages and self.init is None:
+            raise ConfigError(f"reset_stages={self.reset_stages} needs init: without it every stage is fresh")
         if self.lr is not None and self.min_lr > self.lr:
             raise ConfigError(f"min_lr={self.min_lr} is above lr={self.lr}")
         for name in ("num_classes", "in_chans", "imgsize", "drop_path_rate", "selective_scan_backend"):

@@ -127,7 +127,8 @@ def _selective_scan(
     """Return ``y`` and the states that backward starts from (empty unless ``save``). A, D, delta_bias: float32."""
     y = torch.empty(u.shape, dtype=torch.float32)
     saved = torch.empty(_saved_shape(u, A, save), dtype=torch.float32)
-    saved[-2:].zero_()  # what the kernel leaves alone
+    if save:
+        saved[-2:].zero_()  # what the kernel leaves alone
     workspace = torch.empty(2 * _padded_states(u, A, B), dtype=torch.float32)
     parameters = _contiguous(A, D, delta_bias)
     inputs = _inputs(u, delta, B, C, parameters, delta_softplus)

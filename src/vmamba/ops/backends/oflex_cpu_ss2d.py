@@ -170,7 +170,8 @@ def _run(
     """Return ``y`` and the states that backward starts from (empty unless ``save``). Parameters are float32."""
     y = torch.empty(x.shape, dtype=torch.float32)
     saved = torch.empty(_saved_shape(x, A, save), dtype=torch.float32)
-    saved[-2:].zero_()  # what the kernel leaves alone
+    if save:
+        saved[-2:].zero_()  # what the kernel leaves alone
     if y.numel() == 0:
         record(Run("oflex", "ss2d_scan", detail=native.isa()))
         return y, saved

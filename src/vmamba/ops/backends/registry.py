@@ -72,6 +72,7 @@ BACKENDS: Mapping[str, Backend] = {
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _ambient: ContextVar[str | None] = ContextVar("vmamba_backend", default=None)
+_stand_ins: ContextVar[Mapping[str, ModuleType]] = ContextVar("vmamba_stand_ins", default={})  # noqa: B039 — never changed
 
 
 def check_name(name: object, source: str = "selective_scan_backend") -> str | None:
@@ -153,6 +154,16 @@ def choose(name: str | None, op: str, device: str, dtype: torch.dtype) -> str:
 
 def implementation(name: str, device: str) -> ModuleType:
     """The module of backend ``name`` that serves ``device``; the name comes from `choose`."""
-    module = BACKENDS[name].implementation(device)
+    module = _stand_ins.get().get(name) or BACKENDS[name].implementation(device)
     assert module is not None
     return module
+
+
+@contextmanager
+def stand_in(name: str, module: ModuleType) -> Iterator[None]:
+    """Inside the ``with`` block let ``module`` do the work of backend ``name``, as exporters need."""
+    token = _stand_ins.set({**_stand_ins.get(), name: module})
+    try:
+        yield
+    finally:
+        _stand_ins.reset(token)

@@ -1,0 +1,111 @@
+"""What can run a model: PyTorch's eager mode and compiler, `vmamba.optimize`, ONNX Runtime, OpenVINO."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vmamba.models import VSSM
+from vmamba.optimized import optimize
+from vmamba.tasks.export_graph import Graph
+from vmamba.tasks.export_targets import TARGETS
+
+#: By name, what it is.
+ENGINES = {
+    "eager": "PyTorch, operation by operation",
+    "compile": "torch.compile with frozen weights and fixed sizes",
+    "optimize": "vmamba.optimize; for timm's models the same as compile",
+    "onnx": "ONNX Runtime",
+    "openvino": "OpenVINO",
+}
+
+
+class Absent(Exception):  # noqa: N818 — nothing went wrong
+    """An engine cannot run the model here; says why."""
+
+
+def runner(engine: str, model: nn.Module, x: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
+    """Make ``model`` ready to run on ``x`` by ``engine``.
+
+    Args:
+        engine: one of `ENGINES`.
+        model: in evaluation mode, float32; it is not changed.
+        x: the images, float32.
+        dtype: what to compute in.
+
+    Returns:
+        what to call; it returns the output.
+
+    Raises:
+        Absent: the engine is not installed, or not for this dtype or device.
+    """
+    if engine == "optimize" and isinstance(model, VSSM):
+        return _module(optimize(model, dtype, x), x)
+    if engine in ("onnx", "openvino"):
+        return _exported(engine, model, x, dtype)
+    model, x = copy.deepcopy(model).to(dtype), x.to(dtype)
+    if engine == "eager":
+        return _module(model, x)
+    import torch._inductor.config
+
+    # Fixed sizes, for which inductor makes the faster graph of timm's models.
+    run = _module(torch.compile(model, dynamic=False), x)
+    with torch._inductor.config.patch(freezing=True):
+        run()
+    return run
+
+
+def _module(model: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        with torch.no_grad():
+            return model(x)
+
+    return run
+
+
+def _exported(engine: str, model: nn.Module, x: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
+    target, name = TARGETS[engine], str(dtype).removeprefix("torch.")
+    missing = [package for package in target.packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise Absent(f'{", ".join(missing)} is not installed (pip install "vmamba[{target.extra}]")')
+    if x.device.type != "cpu":
+        raise Absent("timed here on the CPU only")
+    if name not in target.dtypes:
+        raise Absent(target.dtype_reason)
+    graph = Graph(model, (x.shape[2], x.shape[3]), (), dtype, {})  # type: ignore[arg-type]  # opening needs no VSSM
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / f"model{target.suffix}"
+        if isinstance(model, VSSM) and len(x) == 1:
+            target.write(graph, path)
+        else:
+            _write_by_onnx(engine, model, x, path)
+        run = target.open(path, graph)
+    return lambda: run(x)
+
+
+def _write_by_onnx(engine: str, model: nn.Module, x: Tensor, path: Path) -> None:
+    """What `vmamba export` does, for other models and fixed batches of several images."""
+    from vmamba.ops.backends import backend, row_scan
+    from vmamba.ops.backends.registry import stand_in
+    from vmamba.tasks.export_onnx_scan import OPSET, translations
+
+    with torch.no_grad(), backend("torch"), stand_in("torch", row_scan):
+        traced = torch.export.export(model, (x,), strict=False)
+    program = torch.onnx.export(
+        traced, dynamo=True, opset_version=OPSET, custom_translation_table=translations(), verbose=False
+    )
+    assert program is not None
+    onnx = path.with_suffix(".onnx")
+    program.save(onnx, external_data=False)
+    if engine == "openvino":
+        import openvino
+
+        openvino.save_model(openvino.Core().read_model(onnx), path, compress_to_fp16=False)

@@ -1,0 +1,92 @@
+"""The traced graph of a model, from which every target is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vmamba.errors import ExportError
+from vmamba.models import VSSM
+from vmamba.ops.backends import backend
+from vmamba.ops.backends.registry import stand_in
+
+#: Axes of the images that can be left open, by name.
+AXES = {"batch": 0, "height": 2, "width": 3}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model and how it is to be traced.
+
+    Attributes:
+        model: in eval mode, on the CPU, in float32; it is not changed.
+        size: height and width of the images, pixels.
+        axes: those of `AXES` that may have any size.
+        dtype: what the file computes in; images and logits are float32.
+        metadata: what the file says about itself.
+    """
+
+    model: VSSM
+    size: tuple[int, int]
+    axes: tuple[str, ...]
+    dtype: torch.dtype
+    metadata: Mapping[str, str]
+
+    def trace(self, *, with_rows: bool = False) -> torch.export.ExportedProgram:
+        """The graph, ``pixels → logits``, of PyTorch's own operators.
+
+        Args:
+            with_rows: leave the recurrence to `vmamba.ops.backends.row_scan`'s operators, for ONNX.
+        """
+        model: nn.Module = self.model
+        if self.dtype != torch.float32:
+            model = _Cast(self.model, self.dtype)
+        config = self.model.config
+        # A size of 1 would be traced as a constant: two places are left at the last stage.
+        least = 2 * config.patch_size * 2 ** (len(config.depths) - 1)
+        height, width = (
+            max(size, least) if axis in self.axes else size
+            for axis, size in zip(("height", "width"), self.size, strict=True)
+        )
+        if "height" in self.axes and "width" in self.axes:
+            width += least  # not the same, or one size could be taken for the other
+        example = torch.zeros(2 if "batch" in self.axes else 1, config.in_chans, height, width)
+        # Named sizes are refused where the tracer asks whether one is 1, as it does to compare strides.
+        dims = {AXES[axis]: torch.export.Dim.AUTO for axis in self.axes}
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(backend("torch"))
+            if with_rows:
+                from vmamba.ops.backends import row_scan
+
+                stack.enter_context(stand_in("torch", row_scan))
+            program = torch.export.export(model, (example,), dynamic_shapes=(dims,), strict=False)
+        fixed = [axis for axis, size in zip(self.axes, self.open_sizes(program), strict=True) if isinstance(size, int)]
+        if fixed:
+            raise ExportError(f"PyTorch traced {' and '.join(fixed)} as constant; leave it out of dynamic")
+        return program
+
+    def open_sizes(self, program: torch.export.ExportedProgram) -> list[int | torch.SymInt]:
+        """The sizes of the images in ``program`` along `axes`: symbols."""
+        name = program.graph_signature.user_inputs[0]
+        (pixels,) = (node for node in program.graph.nodes if node.op == "placeholder" and node.name == name)
+        return [pixels.meta["val"].shape[AXES[axis]] for axis in self.axes]
+
+
+class _Cast(nn.Module):
+    """A copy of a model in another dtype, that takes and gives float32."""
+
+    def __init__(self, model: VSSM, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = VSSM(model.config)
+        self.model.load_state_dict(model.state_dict())
+        self.model.to(dtype).eval()
+        self.dtype = dtype
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.model(pixels.to(self.dtype))
+        return logits.float()
