@@ -169,7 +169,7 @@ VMAMBA_INLINE Block block_at(const Ss2dShape& shape, int64_t channel) {
   return {channel, static_cast<int>(smaller(shape.channels - channel, LANES))};
 }
 
-// One direction's parameters of a lane block, strands over channels, and the block's state or its adjoint.
+// One direction's parameters of a lane block, lanes over channels, and the block's state or its adjoint.
 struct Strand {
   float* weights;  // [rank], times log2(e)
   float* A;        // [states]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -276,7 +277,7 @@ def test_wrong_sources(tmp_path: Path) -> None:
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'onnx needs onnx, onnxscript, onnxruntime: pip install "vmamba\[onnx\]"'):
         export(ExportConfig("vmamba_nano", "onnx", tmp_path / "m.onnx"))
     with pytest.raises(ConfigError, match=r'pip install "vmamba\[openvino\]"'):

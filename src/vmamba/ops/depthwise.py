@@ -7,6 +7,7 @@ convolution again, nine products for each element of a map that it reads anyway,
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from vmamba.ops.backends import native
 from vmamba.ops.backends.native import TensorArg
-from vmamba.ops.eager import plain_eager_cpu
+from vmamba.ops.eager import plain_eager_cpu, standard_gradients
 
 _TAPS = 9
 
@@ -118,7 +119,8 @@ class _Depthwise(torch.autograd.Function):
         x, weight, bias = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled() or not plain_eager_cpu(dy):
-            return *_standard_gradients(dy, x, weight, bias, ctx.silu, needed), None
+            standard = partial(_standard, silu=ctx.silu)
+            return *standard_gradients(standard, (x, weight, bias), needed, dy), None
         x, dy, taps = _with_dense_channels(x), _with_dense_channels(dy), _taps(weight)
         bias = None if bias is None else bias.contiguous()
         batch, _, width, channels = x.shape
@@ -142,16 +144,3 @@ class _Depthwise(torch.autograd.Function):
         d_weight = sums[:_TAPS].t().reshape(weight.shape)
         found = (dx, d_weight, sums[_TAPS])
         return *(gradient if need else None for gradient, need in zip(found, needed, strict=True)), None
-
-
-def _standard_gradients(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, needed: tuple[bool, ...]
-) -> tuple[Tensor | None, ...]:
-    """The gradients by standard operations, which can be differentiated again and batched."""
-    with torch.enable_grad():
-        # Views, so that the gradient of one input does not go on into another that it was computed from.
-        views = (x.view_as(x), weight.view_as(weight), None if bias is None else bias.view_as(bias))
-        y = _standard(*views, silu)
-    wanted = [v for v, need in zip(views, needed, strict=True) if v is not None and need]
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=torch.is_grad_enabled()))
-    return tuple(next(found) if need else None for need in needed)

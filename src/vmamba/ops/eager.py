@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -36,3 +39,16 @@ def plain_eager_cpu(*tensors: Tensor | None) -> bool:
         )
         and all(t is None or torch._C._has_storage(t) for t in tensors)  # torch.autograd.grad(is_grads_batched=True)
     )
+
+
+def standard_gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Any], needed: Sequence[bool], dy: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of ``function(*inputs)`` by its own operations, which can be differentiated again and batched."""
+    with torch.enable_grad():
+        # Views, so that the gradient of one input does not go on into another that it was computed from.
+        views = [None if t is None else t.view_as(t) for t in inputs]
+        y = function(*views)
+    wanted = [v for v, need in zip(views, needed, strict=True) if v is not None and need]
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=torch.is_grad_enabled()))
+    return tuple(next(found) if need else None for need in needed)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vmamba.ops.backends import native
-from vmamba.ops.eager import plain_eager_cpu
+from vmamba.ops.eager import plain_eager_cpu, standard_gradients
 from vmamba.ops.linear import linear
 
 
@@ -74,7 +74,7 @@ class _MlpGelu(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight1, bias1, weight2, bias2, h = ctx.saved_tensors
         if torch.is_grad_enabled() or not plain_eager_cpu(dy):
-            return _standard_gradients(dy, (x, weight1, bias1, weight2, bias2), ctx.needs_input_grad)
+            return standard_gradients(_standard, (x, weight1, bias1, weight2, bias2), ctx.needs_input_grad, dy)
         needs_x, needs_weight1, needs_bias1, needs_weight2, needs_bias2 = ctx.needs_input_grad
         flat_dy = dy.reshape(-1, weight2.shape[0])
         dx = d_weight1 = d_bias1 = None
@@ -92,20 +92,8 @@ class _MlpGelu(torch.autograd.Function):
         return dx, d_weight1, d_bias1, d_weight2, d_bias2
 
 
-def _standard_gradients(
-    dy: Tensor, inputs: tuple[Tensor | None, ...], needed: tuple[bool, ...]
-) -> tuple[Tensor | None, ...]:
-    """The gradients by standard operations, which can be differentiated again and batched."""
-    with torch.enable_grad():
-        # Views, so that the gradient of one input does not go on into another that it was computed from.
-        x, weight1, bias1, weight2, bias2 = views = [None if t is None else t.view_as(t) for t in inputs]
-        assert x is not None
-        assert weight1 is not None
-        assert weight2 is not None
-        y = F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
-    wanted = [v for v, need in zip(views, needed, strict=True) if v is not None and need]
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=torch.is_grad_enabled()))
-    return tuple(next(found) if need else None for need in needed)
+def _standard(x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None) -> Tensor:
+    return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
 
 
 def gelu(x: Tensor, out: Tensor | None = None) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -72,9 +71,8 @@ def _module(model: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor
 
 def _exported(engine: str, model: nn.Module, x: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
     target, name = TARGETS[engine], str(dtype).removeprefix("torch.")
-    missing = [package for package in target.packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise Absent(f'{", ".join(missing)} is not installed (pip install "vmamba[{target.extra}]")')
+    if obstacle := target.obstacle():
+        raise Absent(obstacle)
     if x.device.type != "cpu":
         raise Absent("timed here on the CPU only")
     if name not in target.dtypes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import tempfile
@@ -19,7 +18,7 @@ from torch import Tensor
 from vmamba.errors import ConfigError, ExportError, OutputError, VMambaError, nearest
 from vmamba.tasks.export_graph import AXES, Graph
 from vmamba.tasks.export_source import Source, load_source
-from vmamba.tasks.export_targets import TARGETS, Runner, Target
+from vmamba.tasks.export_targets import TARGETS, Runner
 from vmamba.tasks.output import check_writable_file
 from vmamba.tasks.run_folder import weight_metadata
 
@@ -100,7 +99,8 @@ def export(config: ExportConfig, console: Console | None = None) -> Exported:
             console.print(text, style=style, soft_wrap=True, markup=False)
 
     target = TARGETS[config.to]
-    _check_packages(config.to, target)
+    if obstacle := target.obstacle():
+        raise ConfigError(f"{config.to} {obstacle}")
     if config.output is not None:
         check_writable_file(config.output)
     source = load_source(config.source)
@@ -133,12 +133,6 @@ def export(config: ExportConfig, console: Console | None = None) -> Exported:
     for path in placed:
         say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return Exported(tuple(placed), error, count)
-
-
-def _check_packages(name: str, target: Target) -> None:
-    missing = [package for package in target.packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ConfigError(f'{name} needs {", ".join(missing)}: pip install "vmamba[{target.extra}]"')
 
 
 def _cases(source: Source, axes: Sequence[str]) -> list[Tensor]:

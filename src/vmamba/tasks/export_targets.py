@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -46,6 +47,11 @@ class Target:
     dtype_reason: str
     write: Callable[[Graph, Path], list[Path]]
     open: Callable[[Path, Graph], Runner]
+
+    def obstacle(self) -> str:
+        """What must be installed first and how, or an empty string."""
+        missing = [package for package in self.packages if importlib.util.find_spec(package) is None]
+        return f'needs {", ".join(missing)}: pip install "vmamba[{self.extra}]"' if missing else ""
 
 
 def _write_torch_export(graph: Graph, path: Path) -> list[Path]:
