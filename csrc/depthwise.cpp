@@ -2,40 +2,43 @@
 //
 // Lanes are channels. Backward computes the convolution again instead of keeping it: in one walk down a map it makes each
 // row's gradient before the activation, adds up the weight's gradient, and convolves the last three such rows.
+#include "activations.h"
 #include "depthwise_args.h"
 #include "memory.h"
 #include "parallel.h"
-#include "vecmath.h"
 
 namespace vmamba {
 namespace VMAMBA_ISA {
 namespace {
 
 // A row of a map at one block of channels: pixels are `step` apart. Outside the map it is zero everywhere.
+template <class T>
 struct Row {
-  const float* at;
+  const T* at;
   int64_t step;
 };
 
 const float zeros[LANES] = {};
 
-VMAMBA_INLINE Row row_of(const float* map, int64_t row, int64_t height, int64_t row_step, int64_t step) {
-  return row < 0 || row >= height ? Row{zeros, 0} : Row{map + row * row_step, step};
+template <class T>
+VMAMBA_INLINE Row<T> row_of(const T* map, int64_t row, int64_t height, int64_t row_step, int64_t step) {
+  return row < 0 || row >= height ? Row<T>{reinterpret_cast<const T*>(zeros), 0} : Row<T>{map + row * row_step, step};
 }
 
-template <bool FULL>
-VMAMBA_INLINE Lanes load_block(const float* from, int count) {
-  return FULL ? load(from) : load_some<Dtype::float32>(from, 0, 1, count);
+template <bool FULL, Dtype type = Dtype::float32>
+VMAMBA_INLINE Lanes load_block(const void* from, int count) {
+  return FULL ? load_as<type>(from, 0) : load_some<type>(from, 0, 1, count);
 }
 
-template <bool FULL>
-VMAMBA_INLINE void store_block(float* to, int count, Lanes x) {
-  FULL ? store(to, x) : store_some<Dtype::float32>(to, 0, 1, count, x);
+template <bool FULL, Dtype type = Dtype::float32>
+VMAMBA_INLINE void store_block(void* to, int count, Lanes x) {
+  FULL ? store_as<type>(to, 0, x) : store_some<type>(to, 0, 1, count, x);
 }
 
 // The rows above, at and below a row of the result.
+template <class T>
 struct Rows {
-  Row row[3];
+  Row<T> row[3];
 };
 
 struct Weights {
@@ -51,13 +54,13 @@ VMAMBA_INLINE Weights load_weights(const DepthwiseInputs& in, int64_t channel, i
 }
 
 // f(j, value) for each pixel of a row of the convolution. Reads each pixel once and adds it to its three neighbours.
-template <bool FULL, class F>
-VMAMBA_INLINE void convolve_row(const Rows& rows, int64_t width, int count, const Weights& weights, F&& f) {
+template <bool FULL, Dtype type, class T, class F>
+VMAMBA_INLINE void convolve_row(const Rows<T>& rows, int64_t width, int count, const Weights& weights, F&& f) {
   Lanes before = weights.bias, here = weights.bias;
   for (int64_t j = 0; j < width; ++j) {
     Lanes after = weights.bias;
     for (int r = 0; r < 3; ++r) {
-      const Lanes x = load_block<FULL>(rows.row[r].at + j * rows.row[r].step, count);
+      const Lanes x = load_block<FULL, type>(rows.row[r].at + j * rows.row[r].step, count);
       before = fma(weights.tap[3 * r + 2], x, before);
       here = fma(weights.tap[3 * r + 1], x, here);
       after = fma(weights.tap[3 * r], x, after);
@@ -69,36 +72,39 @@ VMAMBA_INLINE void convolve_row(const Rows& rows, int64_t width, int count, cons
   f(width - 1, before);
 }
 
-VMAMBA_INLINE Lanes silu(Lanes x) { return x / (1.0f + exp2(x * -1.44269504f)); }
-
-VMAMBA_INLINE Lanes silu_slope(Lanes x) {
-  const Lanes s = 1.0f / (1.0f + exp2(x * -1.44269504f));
-  return fma(x * s, 1.0f - s, s);
-}
-
 // f(first channel, how many, full) for every block of lanes in [begin, end).
 template <class F>
 VMAMBA_INLINE void over_blocks(int64_t begin, int64_t end, F&& f) {
   for (int64_t c = begin; c < end; c += LANES) f(c, static_cast<int>(smaller(end - c, LANES)));
 }
 
-template <bool FULL>
+template <Dtype type>
+struct Element {
+  typedef uint16_t Type;
+};
+template <>
+struct Element<Dtype::float32> {
+  typedef float Type;
+};
+
+template <bool FULL, Dtype type>
 static void forward_row(const DepthwiseForwardArgs& args, int64_t image, int64_t i, int64_t channel, int count) {
+  using T = typename Element<type>::Type;
   const DepthwiseInputs& in = args.in;
-  const float* map = static_cast<const float*>(in.x.data) + image * in.x.stride[0] + channel;
-  Rows rows;
+  const T* map = static_cast<const T*>(in.x.data) + image * in.x.stride[0] + channel;
+  Rows<T> rows;
   for (int r = 0; r < 3; ++r) rows.row[r] = row_of(map, i + r - 1, in.height, in.x.stride[1], in.x.stride[2]);
-  float* y = args.y + (image * in.height + i) * in.width * in.channels + channel;
+  T* y = static_cast<T*>(args.y) + (image * in.height + i) * in.width * in.channels + channel;
   const Weights weights = load_weights<FULL>(in, channel, count);
-  if (in.silu) {
-    convolve_row<FULL>(rows, in.width, count, weights, [&](int64_t j, Lanes value) __attribute__((always_inline)) {
-      store_block<FULL>(y + j * in.channels, count, silu(value));
+  auto each = [&](auto&& activation) __attribute__((always_inline)) {
+    convolve_row<FULL, type>(rows, in.width, count, weights, [&](int64_t j, Lanes value) __attribute__((always_inline)) {
+      store_block<FULL, type>(y + j * in.channels, count, activation(value));
     });
-  } else {
-    convolve_row<FULL>(rows, in.width, count, weights, [&](int64_t j, Lanes value) __attribute__((always_inline)) {
-      store_block<FULL>(y + j * in.channels, count, value);
-    });
-  }
+  };
+  if (in.silu)
+    each([](Lanes x) __attribute__((always_inline)) { return silu(x); });
+  else
+    each([](Lanes x) __attribute__((always_inline)) { return x; });
 }
 
 // The gradient before the activation of row i into `d_row`; adds its part of the sums.
@@ -108,7 +114,7 @@ static void gradient_row(const DepthwiseBackwardArgs& args, int64_t image, int64
   const DepthwiseInputs& in = args.in;
   const float* map = static_cast<const float*>(in.x.data) + image * in.x.stride[0] + channel;
   const float* dy = static_cast<const float*>(args.dy.data) + image * args.dy.stride[0] + i * args.dy.stride[1] + channel;
-  Row rows[3];
+  Row<float> rows[3];
   for (int r = 0; r < 3; ++r) rows[r] = row_of(map, i + r - 1, in.height, in.x.stride[1], in.x.stride[2]);
   Lanes left[3] = {}, here[3], row_sums[TAPS + 1] = {};
   for (int r = 0; r < 3; ++r) here[r] = load_block<FULL>(rows[r].at, count);
@@ -153,14 +159,14 @@ static void backward_block(const DepthwiseBackwardArgs& args, int64_t image, int
     if (i < in.height)
       gradient_row<FULL, SILU>(args, image, i, channel, count, weights, ring + i % 3 * ring_row, sums);
     if (i == 0) continue;
-    Rows rows;
+    Rows<float> rows;
     for (int r = 0; r < 3; ++r) {
       const int64_t from = i + r - 2;
       const bool outside = from < 0 || from >= in.height;
-      rows.row[r] = outside ? Row{zeros, 0} : Row{ring + from % 3 * ring_row, args.task_channels};
+      rows.row[r] = outside ? Row<float>{zeros, 0} : Row<float>{ring + from % 3 * ring_row, args.task_channels};
     }
     float* dx = args.dx + (image * in.height + i - 1) * in.width * in.channels + channel;
-    convolve_row<true>(rows, in.width, LANES, flipped, [&](int64_t j, Lanes value) __attribute__((always_inline)) {
+    convolve_row<true, Dtype::float32>(rows, in.width, LANES, flipped, [&](int64_t j, Lanes value) __attribute__((always_inline)) {
       store_block<FULL>(dx + j * in.channels, count, value);
     });
   }
@@ -172,12 +178,15 @@ static void backward_block(const DepthwiseBackwardArgs& args, int64_t image, int
 
 void depthwise_forward(const DepthwiseForwardArgs& args) {
   const DepthwiseInputs& in = args.in;
-  expect_fill(args.y, in.batch * in.height * in.width * in.channels * 4);
-  parallel_for(in.batch * in.height, in.threads, [&](int64_t task) {
-    const int64_t image = task / in.height, i = task % in.height;
-    over_blocks(0, in.channels, [&](int64_t channel, int count) {
-      count == LANES ? forward_row<true>(args, image, i, channel, count)
-                     : forward_row<false>(args, image, i, channel, count);
+  expect_fill(args.y, in.batch * in.height * in.width * in.channels * size_of(in.x.dtype));
+  with_dtype(in.x.dtype, [&](auto type) {
+    constexpr Dtype T = decltype(type)::value;
+    parallel_for(in.batch * in.height, in.threads, [&](int64_t task) {
+      const int64_t image = task / in.height, i = task % in.height;
+      over_blocks(0, in.channels, [&](int64_t channel, int count) {
+        count == LANES ? forward_row<true, T>(args, image, i, channel, count)
+                       : forward_row<false, T>(args, image, i, channel, count);
+      });
     });
   });
 }

@@ -17,12 +17,12 @@ struct DepthwiseInputs {
 };
 
 struct DepthwiseForwardArgs {
-  DepthwiseInputs in;
-  float* y;  // (batch, height, width, channels)
+  DepthwiseInputs in;  // x of any type
+  void* y;             // (batch, height, width, channels), of the type of x
 };
 
 struct DepthwiseBackwardArgs {
-  DepthwiseInputs in;
+  DepthwiseInputs in;     // x in float32
   Tensor dy;              // (batch, height, width, channels), stride 1 over channels
   float* dx;              // (batch, height, width, channels)
   float* image_sums;      // (batch, TAPS + 1, channels): gradients of weight and bias over one image

@@ -62,3 +62,12 @@ VMAMBA_EXPORT const char* vmamba_isa_name(int isa) {
 VMAMBA_EXPORT int vmamba_isa_usable(int isa) { return vmamba::isa_usable(isa); }
 
 VMAMBA_EXPORT void vmamba_use_threads(vmamba::RunTeam run_team) { vmamba::run_team = run_team; }
+
+VMAMBA_EXPORT int vmamba_has_bfloat16_products(int isa) {
+#if defined(VMAMBA_WITH_avx512) && defined(VMAMBA_BFLOAT16_PRODUCTS)
+  return isa == int(vmamba::Isa::avx512) && vmamba::isa_usable(isa) && __builtin_cpu_supports("avx512bf16");
+#else
+  (void)isa;
+  return 0;
+#endif
+}

@@ -2,6 +2,7 @@
 #include "depthwise_args.h"
 #include "dispatch.h"
 #include "gelu_args.h"
+#include "product_args.h"
 #include "scan_args.h"
 #include "ss2d_args.h"
 #include "vecmath_args.h"
@@ -15,3 +16,7 @@ VMAMBA_ENTRY(gelu_forward, GeluForwardArgs)
 VMAMBA_ENTRY(gelu_backward, GeluBackwardArgs)
 VMAMBA_ENTRY(depthwise_forward, DepthwiseForwardArgs)
 VMAMBA_ENTRY(depthwise_backward, DepthwiseBackwardArgs)
+VMAMBA_ENTRY(pack_matrix, PackMatrixArgs)
+VMAMBA_ENTRY(packed_linear, LinearArgs)
+VMAMBA_ENTRY(packed_mlp, MlpArgs)
+VMAMBA_ENTRY(packed_conv, PackedConvArgs)

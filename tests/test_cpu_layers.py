@@ -59,9 +59,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     call = native.call
 
-    def recorded(name: str, args: Any) -> str:
+    def recorded(name: str, args: Any, isa_name: str | None = None) -> str:
         names.append(name)
-        return call(name, args)
+        return call(name, args, isa_name)
 
     monkeypatch.setattr(native, "call", recorded)
     return names

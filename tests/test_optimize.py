@@ -13,7 +13,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import vmamba
 from vmamba.errors import ConfigError, InputError
-from vmamba.optimized import TOLERANCE, Optimized, optimize
+from vmamba.ops.packed import obstacle
+from vmamba.optimized import TOLERANCE, Engine, Optimized, optimize
 
 
 def tiny(**options: Any) -> vmamba.VSSM:
@@ -30,6 +31,19 @@ def _fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+def prefer(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Make `optimize` measure the engines as fast as they come here, however slow this machine makes them."""
+    monkeypatch.setattr(
+        "vmamba.optimized._times",
+        lambda runs, x: {name: float(names.index(name)) if name in names else 99.0 for name in runs},
+    )
+
+
+def engine(fast: Optimized, name: str) -> Engine:
+    (found,) = (one for one in fast.engines if one.name == name)
+    return found
 
 
 def assert_near(got: Tensor, exact: Tensor, tolerance: float) -> None:
@@ -68,8 +82,7 @@ def test_one_graph_for_all_sizes_forward_and_backward(backend: str, forward_type
 
 @pytest.mark.long
 def test_compiled_once_for_all_sizes_and_each_model_keeps_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The compiled one shall be taken, however slow this machine makes it.
-    monkeypatch.setattr("vmamba.optimized._times", lambda runs, x: {name: -len(name) for name in runs})
+    prefer(monkeypatch, "compiled")
     models = [tiny(), tiny()]
     for p in models[1].parameters():
         p.data.mul_(1.1)
@@ -91,10 +104,11 @@ def test_without_a_compiler_eager_runs_and_says_why(monkeypatch: pytest.MonkeyPa
         raise RuntimeError("no C++ compiler\nand a long story")
 
     monkeypatch.setattr("vmamba.optimized._compiled", broken)
+    prefer(monkeypatch, "compiled", "eager")
     model = tiny()
     fast = optimize(model, example=images())
     assert fast.engine == "eager"
-    assert fast.engines[1].problem == "not compiled: RuntimeError: no C++ compiler"
+    assert engine(fast, "compiled").problem == "not compiled: RuntimeError: no C++ compiler"
     assert "no C++ compiler" in repr(fast)
     with torch.no_grad():
         assert torch.equal(fast(images()), model(images()))
@@ -137,9 +151,33 @@ def test_default_example_is_an_image_of_the_models_size() -> None:
 
 def test_a_wrong_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmamba.optimized._compiled", lambda model, inputs: lambda x: model(x) + 1)
+    prefer(monkeypatch, "compiled", "eager")
     fast = optimize(tiny(), example=images())
     assert fast.engine == "eager"
-    assert fast.engines[1].problem == "off by more than 0.0001"
+    assert engine(fast, "compiled").problem == "off by more than 0.0001"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    prefer(monkeypatch, "packed", "eager")
+    model = tiny()
+    fast = optimize(model, dtype, images(), compile=False)
+    if obstacle(dtype):
+        assert fast.engine == "eager"
+        assert engine(fast, "packed").problem == f"not packed: {obstacle(dtype)}"
+        return
+    assert fast.engine == "packed"
+    for b, h, w in ((1, 32, 48), (2, 48, 32)):
+        with torch.no_grad():
+            y, exact = fast(images(b, h, w)), model(images(b, h, w))
+        assert y.dtype == torch.float32
+        assert_near(y, exact, TOLERANCE[dtype])
+
+
+def test_a_model_without_a_block_that_can_be_packed_says_so() -> None:
+    assert engine(optimize(tiny(post_norm=True), example=images(), compile=False), "packed").problem == (
+        "not packed: no block of this model fits the kernels"
+    )
 
 
 def test_mistakes() -> None:

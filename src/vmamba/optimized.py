@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from vmamba.errors import ConfigError, InputError, VMambaError
+from vmamba.layers.pack import pack
+from vmamba.ops.packed import obstacle
 
 #: Largest deviation from the model as it was, as a part of the largest value of its output.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
@@ -27,7 +29,7 @@ class Engine:
     """One way that was tried.
 
     Attributes:
-        name: ``"eager"`` or ``"compiled"``.
+        name: ``"eager"``, ``"packed"`` or ``"compiled"``.
         milliseconds: median for the example, None where it did not run.
         error: largest deviation from the model as it was, as a part of the output's largest value.
         problem: why it is out, or empty.
@@ -63,11 +65,11 @@ class Optimized(nn.Module):
         self.engine = engine
         self.dtype = dtype
         self.engines = engines
-        self._run = run
+        self._run = (run,)  # in a tuple, so that a module is not registered twice
 
     def forward(self, x: Tensor) -> Any:
         """What the model returns for ``x``, floating-point tensors in the dtype of ``x``."""
-        return _as(x.dtype, _call(self._run, x.to(self.dtype)))
+        return _as(x.dtype, _call(self._run[0], x.to(self.dtype)))
 
     def train(self, mode: bool = True) -> Optimized:
         """Stay in evaluation mode.
@@ -93,10 +95,14 @@ def optimize(
 ) -> Optimized:
     """Return the fastest way to run ``model`` in this process that gives its numbers.
 
-    The copy that is run is in evaluation mode, without gradients. Tried are the model in eager mode and, where it
-    can, the model compiled by `torch.compile` with its weights frozen into the graph and packed for the processor.
-    Height and width stay free in the compiled graph: it is compiled once for one image at a time, and once more when
-    the first batch of several comes. The time is the median for ``example``.
+    The copy that is run is in evaluation mode, without gradients. Tried are, with the median time for ``example``,
+
+    * ``"eager"``: the model as it is;
+    * ``"packed"``: on a CPU in float32 or bfloat16, this package's blocks with their weights packed and their norms,
+      activations and residuals inside the compiled products, see `vmamba.layers.packed`. The first call with a new
+      shape prepares the calls for it, in milliseconds. It keeps no weights that could be saved or trained;
+    * ``"compiled"``: `torch.compile` with the weights frozen into the graph and packed. Height and width stay free:
+      it is compiled once for one image at a time, and once more when the first batch of several comes.
 
     Args:
         model: a model of this package, or any module that takes one tensor.
@@ -124,6 +130,11 @@ def optimize(
 
     runs: dict[str, Callable[[Any], Any]] = {"eager": eager}
     problems: dict[str, str] = {}
+    packed = copy.deepcopy(model).eval().float()
+    if pack(packed, dtype):
+        runs["packed"] = packed
+    else:
+        problems["packed"] = f"not packed: {obstacle(dtype) or 'no block of this model fits the kernels'}"
     if compile:
         try:
             runs["compiled"] = _compiled(eager, inputs)
@@ -145,7 +156,8 @@ def optimize(
             "Keep it in float32, or give an example that is like its real inputs"
         )
     best = min(good, key=lambda name: times[name])
-    return Optimized(eager, runs[best], best, dtype, engines).eval()
+    run = runs[best]
+    return Optimized(run if isinstance(run, nn.Module) else eager, run, best, dtype, engines).eval()
 
 
 def _example(model: nn.Module) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vmamba.ops.backends import native
-from vmamba.ops.backends.native import TensorArg
+from vmamba.ops.backends.native import Step, TensorArg
 from vmamba.ops.eager import plain_eager_cpu, standard_gradients
 
 _TAPS = 9
@@ -96,15 +96,30 @@ def _inputs(x: Tensor, taps: Tensor, bias: Tensor | None, silu: bool) -> _Inputs
     )
 
 
-def _taps(weight: Tensor) -> Tensor:
+def taps_of(weight: Tensor) -> Tensor:
+    """The weight ``(c, 1, 3, 3)`` as the kernels take it, ``(9, c)``."""
     return weight.reshape(-1, _TAPS).t().contiguous()
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
-    x, taps, bias = _with_dense_channels(x), _taps(weight), None if bias is None else bias.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype)
-    native.call("depthwise_forward", _ForwardArgs(_inputs(x, taps, bias, silu), y.data_ptr()))
+    bias = None if bias is None else bias.contiguous()
+    native.run(forward_step(_with_dense_channels(x), taps_of(weight), bias, silu, y))
     return y
+
+
+def forward_step(x: Tensor, taps: Tensor, bias: Tensor | None, silu: bool, y: Tensor) -> Step:
+    """The forward kernel: `depthwise3x3` without gradients.
+
+    Args:
+        x: ``(b, h, w, c)``, dense over ``c``, not empty; float32, bfloat16 or float16.
+        taps: the weight, ``(9, c)``, float32, see `taps_of`.
+        bias: ``(c)``, dense, float32, or None.
+        silu: whether SiLU follows.
+        y: the result, ``(b, h, w, c)``, contiguous, in the dtype of ``x``. Sums are float32.
+    """
+    args = _ForwardArgs(_inputs(x, taps, bias, silu), y.data_ptr())
+    return Step("depthwise_forward", args, (x, taps, bias, y))
 
 
 class _Depthwise(torch.autograd.Function):
@@ -121,7 +136,7 @@ class _Depthwise(torch.autograd.Function):
         if torch.is_grad_enabled() or not plain_eager_cpu(dy):
             standard = partial(_standard, silu=ctx.silu)
             return *standard_gradients(standard, (x, weight, bias), needed, dy), None
-        x, dy, taps = _with_dense_channels(x), _with_dense_channels(dy), _taps(weight)
+        x, dy, taps = _with_dense_channels(x), _with_dense_channels(dy), taps_of(weight)
         bias = None if bias is None else bias.contiguous()
         batch, _, width, channels = x.shape
         threads = torch.get_num_threads()

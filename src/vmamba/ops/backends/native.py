@@ -11,7 +11,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -195,15 +197,59 @@ def forced_isa(name: str) -> Iterator[None]:
         _forced = before
 
 
-def call(name: str, args: ctypes.Structure) -> str:
+def multiplies_bfloat16() -> bool:
+    """Whether products of bfloat16 can run with the instruction set that calls run with now."""
+    return bool(library().vmamba_has_bfloat16_products(isas()[0].index(isa())))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A kernel call that can be made later, or again.
+
+    Attributes:
+        name: of the kernel.
+        args: what it takes.
+        keep: tensors whose addresses are in ``args``.
+        isa: the instruction set that data was laid out for, or None for the one that calls run with.
+    """
+
+    name: str
+    args: ctypes.Structure
+    keep: tuple[torch.Tensor | None, ...]
+    isa: str | None = None
+
+
+def call(name: str, args: ctypes.Structure, isa_name: str | None = None) -> str:
     """Run kernel ``vmamba_<name>`` on ``args`` without the GIL; return the instruction set that it ran with.
+
+    Args:
+        isa_name: one of the usable ones, for data that was laid out for it; None for the one that calls run with now.
 
     Raises:
         BackendError: the library was built from other sources than this package's.
     """
-    chosen = isa()
-    kernel = getattr(library(), f"vmamba_{name}", None)  # an older library lacks the newer kernels
-    size = ctypes.c_int64(ctypes.sizeof(args))
-    if kernel is None or kernel(ctypes.byref(args), size, isas()[0].index(chosen)) != 0:
-        raise BackendError(f"the compiled CPU kernels were built from other sources than this package's: {MEND}")
+    chosen = isa_name or isa()
+    if kernel(name)(ctypes.byref(args), ctypes.c_int64(ctypes.sizeof(args)), isas()[0].index(chosen)) != 0:
+        raise _other_sources()
     return chosen
+
+
+def run(step: Step) -> str:
+    """Make the call of ``step``; see `call`."""
+    return call(step.name, step.args, step.isa)
+
+
+def kernel(name: str) -> Any:
+    """The kernel as a function of ctypes.
+
+    Raises:
+        BackendError: the library was built from other sources than this package's.
+    """
+    found = getattr(library(), f"vmamba_{name}", None)  # an older library lacks the newer kernels
+    if found is None:
+        raise _other_sources()
+    return found
+
+
+def _other_sources() -> BackendError:
+    return BackendError(f"the compiled CPU kernels were built from other sources than this package's: {MEND}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from vmamba.errors import BackendError
 from vmamba.ops.backends import native
 from vmamba.ops.backends.interface import Run, record
-from vmamba.ops.backends.native import DTYPE_CODES, TensorArg
+from vmamba.ops.backends.native import DTYPE_CODES, Step, TensorArg
 from vmamba.ops.cross_scan import directions_of
 from vmamba.ops.eager import plain_eager
 
@@ -107,7 +108,7 @@ class _Call:
         self.threads = torch.get_num_threads()
         pixels, columns = _by_pixel(x), _by_pixel(x_dbl)
         parameters = [None if t is None else t.contiguous() for t in (dt_weight, dt_bias, A, D)]
-        self._tensors = (pixels, columns, parameters)
+        self.tensors = (pixels, columns, *parameters)
         maps = (TensorArg(t.data_ptr(), DTYPE_CODES[t.dtype], t.stride()) for t in (pixels, columns))
         self.inputs = _Inputs(
             self.batch,
@@ -175,15 +176,40 @@ def _run(
     if y.numel() == 0:
         record(Run("oflex", "ss2d_scan", detail=native.isa()))
         return y, saved
+    step = forward_step(
+        x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus, y, saved if save else None, torch.empty
+    )
+    record(Run("oflex", "ss2d_scan", detail=native.run(step)))
+    return y, saved
+
+
+def forward_step(
+    x: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor | None,
+    A: Tensor,
+    D: Tensor | None,
+    scan_mode: str,
+    delta_softplus: bool,
+    y: Tensor,
+    saved: Tensor | None,
+    empty: Callable[[int], Tensor],
+) -> Step:
+    """The forward kernel; not for empty maps.
+
+    Args:
+        x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus: as of `vmamba.ops.ss2d_scan`; parameters float32.
+        y: the result, ``(b, h, w, d)``, contiguous, float32.
+        saved: for the states that backward starts from, or None.
+        empty: makes a float32 workspace of so many elements.
+    """
     call = _Call(x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus)
     task_channels = _task_channels(call)
     floats = call.columns * _CHUNK + (call.columns + _CHUNK + 2) * task_channels
-    workspace = call.workspace(floats)
-    args = _ForwardArgs(
-        call.inputs, y.data_ptr(), saved.data_ptr() if save else None, workspace.data_ptr(), floats, task_channels
-    )
-    record(Run("oflex", "ss2d_scan", detail=native.call("ss2d_forward", args)))
-    return y, saved
+    workspace = empty(call.threads * floats)
+    args = _ForwardArgs(call.inputs, y.data_ptr(), _pointer(saved), workspace.data_ptr(), floats, task_channels)
+    return Step("ss2d_forward", args, (*call.tensors, y, saved, workspace))
 
 
 _ss2d_scan = torch.library.custom_op("vmamba::ss2d_scan", _run, mutates_args=(), device_types="cpu")
