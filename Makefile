@@ -9,6 +9,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Threads that wait must sleep: spinning ones slow each other down 10 times where anything else runs on the same cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# Processes that run tests at once: a number, or one for each core.
+WORKERS ?= logical
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format types native bench sanitize clean
 
@@ -22,7 +25,7 @@ test: $(VENV)/native.stamp ## Lint, format check, types, layering, tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -rs
+	$(BIN)/python -m pytest -rs -n $(WORKERS) --maxprocesses 4 --dist worksteal tests
 
 lint: $(VENV)/native.stamp ## Lint and format check only
 	$(BIN)/ruff check
@@ -45,12 +48,12 @@ bench: $(VENV)/native.stamp ## Correctness checks, error and speed of every scan
 # The sanitizer's runtime must be the first library of the process, and libstdc++ with it, else it cannot see exceptions.
 # Its allocator is slower and keeps freed memory for a while, and Python never frees all: hence no leak check.
 SANITIZED := $(CURDIR)/build/sanitize/libvmamba_native.so
-SANITIZE_TESTS ?= tests/test_oflex_cpu.py tests/test_oflex_ss2d.py tests/test_cpu_layers.py tests/test_native.py
+SANITIZE_TESTS ?= tests/test_oflex_cpu.py tests/test_oflex_ss2d.py tests/test_cpu_layers.py tests/test_packed.py tests/test_native.py
 
-sanitize: $(VENV)/venv.stamp ## Run the kernels' tests under address and undefined behaviour sanitizers (Linux, GCC)
+sanitize: $(VENV)/native.stamp ## Run the kernels' tests under address and undefined behaviour sanitizers (Linux, GCC)
 	cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_COMPILER=g++ \
 	  -DVMAMBA_NATIVE_REQUIRED=ON -DVMAMBA_SANITIZE=ON
-	cmake --build build/sanitize --parallel
+	cmake --build build/sanitize --parallel $$(nproc)
 	$(SANITIZE_RUN) $(SANITIZE_TESTS)
 	$(SANITIZE_RUN) tests/test_selective_scan.py -k oflex
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from vmamba.allocator import keep_freed_memory
-from vmamba.app import COMMANDS, CommandGroup, bench_scan_config
+from vmamba.commands.bench import BENCH, bench_scan_config
 from vmamba.errors import VMambaError
 from vmamba.tasks.bench_scan import ScanCase, run_bench_scan
 from vmamba.tasks.bench_timing import Candidate
@@ -172,9 +172,7 @@ def bench_scan(values: Any) -> int:
 
 if __name__ == "__main__":
     keep_freed_memory()  # as the command does
-    commands = COMMANDS["bench"]
-    assert isinstance(commands, CommandGroup)
     try:
-        sys.exit(replace(commands.commands["scan"], run=bench_scan)("bench scan", sys.argv[1:]))
+        sys.exit(replace(BENCH.commands["scan"], run=bench_scan)("bench scan", sys.argv[1:]))
     except VMambaError as error:
         sys.exit(f"scan_peers: error: {error}")

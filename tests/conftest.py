@@ -1,12 +1,23 @@
-"""What several test files share: a small tree of images and one tiny run trained on it."""
+"""What several test files share, and which tests run where nothing is named."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores. Set before torch is imported, and so for the programs that tests start as well.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave the long tests out of a run that names no file, mark or word."""
+    if config.args_source is not pytest.Config.ArgsSource.ARGS and not config.option.markexpr + config.option.keyword:
+        config.option.markexpr = "not long"
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,9 @@ from vmamba.layers import SS2D
 from vmamba.models import create_model
 from vmamba.ops.backends import BACKENDS, Backend, ScanCall
 from vmamba.tasks import bench_model, bench_scale
-from vmamba.tasks.bench_model import BenchModelConfig
 from vmamba.tasks.bench_report import races_figure
 from vmamba.tasks.bench_scan import LOOP, BenchScanConfig, ScanCase, make_case, parse_shape, scan_race
+from vmamba.tasks.bench_setup import BenchModelConfig, images, ours
 from vmamba.tasks.bench_timing import Candidate, Race, Timing, first_timed, race, threads, with_ratios
 from vmamba.tasks.scan_calls import relative_error, run_loop
 
@@ -321,41 +321,40 @@ def test_the_share_of_the_scan_leaves_the_model_as_it_was() -> None:
     assert not any("scan" in vars(layer) for layer in model.modules() if isinstance(layer, SS2D))
 
 
-# ---- the script with peers -----------------------------------------------------------------------------------------
-
-
 # ---- engines and sizes ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
-def test_every_engine_and_dtype_is_a_candidate(tmp_path: Path) -> None:
-    words = [
-        "--engine",
-        "eager",
-        "--engine",
-        "onnx",
-        "--engine",
-        "openvino",
-        "--dtype",
-        "float32",
-        "--dtype",
-        "bfloat16",
-    ]
-    options = ["--model_options", "{dims: [8, 16], depths: [1, 1]}", "--rounds", "1", "--size", "32", "--threads", "1"]
-    status = main(
-        ["bench", "model", "vmamba_nano", *words, *options, "--batch", "1", "--batch", "2", "--output", str(tmp_path)]
-    )
+def words_of(**options: list[str]) -> list[str]:
+    return [word for name, values in options.items() for value in values for word in (f"--{name}", value)]
+
+
+def test_every_combination_is_a_race(tmp_path: Path) -> None:
+    words = words_of(dtype=["float32", "bfloat16"], size=["32", "16"], batch=["1", "2"])
+    options = [*MODEL[:2], "--rounds", "1", "--threads", "1", "--output", str(tmp_path)]
+    assert main(["bench", "model", "vmamba_nano", *words, *options]) == 0
     races = read(tmp_path / "model.json")
-    assert status == 0
-    assert [(one["setting"]["batch"], one["title"].split(", ")[-1]) for one in races] == [
-        (1, "float32"), (1, "bfloat16"), (2, "float32"), (2, "bfloat16")
-    ]  # fmt: skip
+    assert [one["title"] for one in races] == [
+        f"forward, {batch}×3×{size}×{size}, {dtype}"
+        for batch in (1, 2)
+        for size in (32, 16)
+        for dtype in ("float32", "bfloat16")
+    ]
     for one in races:
-        timings = {timing["name"]: timing for timing in one["timings"]}
-        for engine in ("eager", "openvino"):
-            timing = timings[f"vmamba_nano, {engine}"]
-            assert timing["extra"]["images/s"] == pytest.approx(one["setting"]["batch"] / timing["median_ms"] * 1e3)
-        assert ("bfloat16" in timings["vmamba_nano, onnx"]["absent"]) == one["title"].endswith("bfloat16")
+        (timing,) = one["timings"]
+        assert timing["extra"]["images/s"] == pytest.approx(one["setting"]["batch"] / timing["median_ms"] * 1e3)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_engine_is_a_candidate(tmp_path: Path, dtype: str) -> None:
+    words = words_of(engine=["eager", "onnx", "openvino"], dtype=[dtype])
+    options = [*MODEL, "--batch", "2", "--threads", "1", "--output", str(tmp_path)]
+    assert main(["bench", "model", "vmamba_nano", *words, *options]) == 0
+    (one,) = read(tmp_path / "model.json")
+    timings = {timing["name"].removeprefix("vmamba_nano, "): timing for timing in one["timings"]}
+    for engine in ("eager", "openvino"):
+        assert timings[engine]["extra"]["images/s"] == pytest.approx(2 / timings[engine]["median_ms"] * 1e3)
+    assert ("bfloat16" in timings["onnx"]["absent"]) == (dtype == "bfloat16")
 
 
 def test_an_engine_that_fails_is_reported_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +382,7 @@ def test_slope_is_the_exponent_against_pixels() -> None:
 
 def test_flops_count_products_and_scans() -> None:
     config = BenchModelConfig(size=32, model_options={"dims": [8, 16], "depths": [1, 1]})
-    model, x = bench_model.ours(config, "vmamba_nano", None, CPU), bench_model.images(config, CPU)
+    model, x = ours(config, "vmamba_nano", None, CPU), images(config, CPU)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(x)
     block = model.layers[0].blocks[0].op
@@ -419,6 +418,9 @@ def test_scale_writes_points_slopes_and_a_picture(tmp_path: Path, capsys: pytest
 def test_mistakes_in_engines_and_sizes(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+# ---- the script with peers -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.long

@@ -44,7 +44,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str], m
     assert (status, err) == (0, "")
     assert out.startswith(f"usage: vmamba {name}")
     assert app.COMMANDS[name].summary in out
-    assert [line for line in out.splitlines() if line.startswith(" ") and len(line) > 80] == []
+    assert [line for line in out.splitlines() if len(line) > 80] == []
     assert "typing." not in out
     assert "<class" not in out
 
@@ -217,7 +217,8 @@ def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     kept = [torch.empty(20 << 18).fill_(1) for _ in range(8)]  # 41,000 pages
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(told, min(faults() for _ in range(4)))
+# The second time: by itself the C library learns to keep such memory after some more.
+print(told, [faults() for _ in range(2)][1])
 """
     glibc = platform.libc_ver()[0] == "glibc"
     for words in (["keep"], []):

@@ -27,6 +27,7 @@ FLOORS: list[set[str]] = [
     {"data", "timm", "hub", "optimized"},
     {"tasks", "analysis"},
     {"parsing"},
+    {"commands"},
     {"app"},
     {"cli"},
     {"__main__"},

@@ -166,21 +166,3 @@ def test_types_and_devices_that_do_not_fit():
         selective_scan(**{**values, "u": values["u"].long()})
     with pytest.raises(InputError, match=r"B is on meta but u is on cpu"):
         selective_scan(**{**values, "B": values["B"].to("meta")})
-
-
-@pytest.mark.long
-def test_torch_backend_is_one_graph_for_every_length():
-    """Compiled whole, forward and backward, with one recompilation at most while batch and length change."""
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(
-        lambda *v: selective_scan(*v, True, backend="torch"), fullgraph=True, dynamic=True, backend=counter
-    )
-    for b, length in [(2, 50), (3, 197), (4, 1000), (5, 33)]:
-        values = inputs(b, 2, 3, 2, length)
-        weight = torch.ones(values[0].shape, dtype=torch.float64)
-        got = with_gradients(compiled, values, weight)
-        want = oracle(values, True, weight)
-        check(got[0], want[0], 1e-5, "y")
-        for name, a, w in zip(NAMES, got[1], want[1], strict=True):
-            check(a, w, 1e-4, f"d{name}")
-    assert counter.frame_count <= 2

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+import torch._dynamo.testing
 from scan_cases import NAMES, check, inputs, oracle, with_gradients
 from torch import Tensor, nn
 from torch.export import Dim, export

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -142,6 +143,14 @@ def test_run_folder_is_complete(finished: Any) -> None:
     assert stored == replace(config.resolved(), output=path)
     assert stored.resolved() == stored
     assert stored.label_smoothing == 0.1  # filled in from the data set's recipe
+
+
+def test_no_more_loading_processes_than_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = TrainConfig(data=DataConfig("folder", tmp_path))
+    for cores, want in [(1, 1), (2, 2), (64, 4)]:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
+        assert config.resolved().num_workers == want
+        assert replace(config, num_workers=9).resolved().num_workers == 9  # what is given stands
 
 
 def test_trained_model_comes_back_and_repeats_its_accuracy(finished: Any) -> None:

@@ -3,6 +3,7 @@
 # Arguments go to cmake, e.g. -DVMAMBA_NATIVE_REQUIRED=ON.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
+mkdir -p "$root/build"
 cmake -S "$root" -B "$root/build/native" -DCMAKE_BUILD_TYPE=Release -DVMAMBA_INSTALL_DIR=_native "$@" >"$root/build/native.log" 2>&1 || {
   cat "$root/build/native.log" >&2
   exit 1

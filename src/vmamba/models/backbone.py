@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vmamba.errors import ConfigError
 from vmamba.layers.norm import make_norm
+from vmamba.models.config import VSSMConfig
 from vmamba.models.trunk import Trunk
 
 
@@ -19,7 +20,8 @@ class Backbone_VSSM(Trunk):  # noqa: N801 — upstream's name
     Args:
         out_indices: the stages to return; empty returns the last stage's map without a norm.
         pretrained: a classification checkpoint to start from (path), or None.
-        norm_layer: as in `VSSMConfig`.
+        norm_layer: as in `VSSMConfig`; without it the configuration's.
+        config: the network; fields given beside it take the place of its own.
         **options: the other fields of `VSSMConfig`.
 
     Raises:
@@ -31,10 +33,14 @@ class Backbone_VSSM(Trunk):  # noqa: N801 — upstream's name
         self,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         pretrained: str | Path | None = None,
-        norm_layer: str = "ln",
+        norm_layer: str | None = None,
+        *,
+        config: VSSMConfig | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(norm_layer=norm_layer, **options)
+        if norm_layer is not None:
+            options["norm_layer"] = norm_layer
+        super().__init__(config, **options)
         stages = len(self.config.depths)
         self.out_indices = tuple(out_indices)
         if any(not 0 <= i < stages for i in self.out_indices) or len(set(self.out_indices)) < len(self.out_indices):

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vmamba.checkpoints import write_atomically
 from vmamba.errors import ConfigError
-from vmamba.tasks.bench_model import BenchModelConfig, check_models, check_timm, images, ours, timm_model
 from vmamba.tasks.bench_report import machine
+from vmamba.tasks.bench_setup import BenchModelConfig, check_models, check_timm, images, ours, timm_model
 from vmamba.tasks.bench_timing import Candidate, race, threads
 from vmamba.tasks.device import pick_device
 from vmamba.tasks.measure import peak_mib, waiter

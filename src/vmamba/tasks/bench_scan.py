@@ -47,7 +47,7 @@ LOOP = "plain loop"
 
 @dataclass(frozen=True)
 class BenchScanConfig:
-    """Options of ``vmamba bench scan``.
+    """How to time scans.
 
     Attributes:
         op: the operator.

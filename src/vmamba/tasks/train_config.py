@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -44,7 +45,7 @@ RECIPES: Mapping[str, Recipe] = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a model on a data set. A field left out takes the value that suits the data set.
+    """How to train; where nothing is given, what suits the data set.
 
     Attributes:
         model: A model's name, as listed by `vmamba models`.
@@ -164,6 +165,8 @@ class TrainConfig:
         if self.warmup_epochs is None:
             # A short run keeps three quarters of its epochs for the cosine.
             filled["warmup_epochs"] = min(self.recipe.warmup_epochs, (self.epochs or self.recipe.epochs) // 4)
+        if self.num_workers is None:
+            filled["num_workers"] = min(self.recipe.num_workers, _cores())  # more would wait for each other
         data = replace(
             self.data,
             image_size=row.image_size if self.data.image_size is None else self.data.image_size,
@@ -174,6 +177,11 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they stand in ``config.yaml``: a file that builds the same configuration again."""
         return {name: _plain(value) for name, value in asdict(self).items()}
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _plain(value: Any) -> Any:
