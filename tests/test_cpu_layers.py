@@ -20,6 +20,7 @@ from vmamba.layers import SS2D, Mlp, VSSBlock
 from vmamba.layers.basic import Conv2d
 from vmamba.ops.backends import native
 from vmamba.ops.depthwise import depthwise3x3
+from vmamba.ops.linear import linear_add
 from vmamba.ops.mlp import gelu, gelu_backward, mlp_gelu
 
 pytestmark = pytest.mark.skipif(native.library_path() is None, reason="the native kernels are not built")
@@ -546,3 +547,51 @@ def test_block_is_the_same_with_and_without_the_kernels(
         monkeypatch.setattr(f"vmamba.ops.{module}.plain_eager_cpu", lambda *_: False)
     for g, w in zip(got, run(), strict=True):
         assert_near("a gradient", g, w.double(), tolerance=1e-5)
+
+
+# ---- residuals without gradients -----------------------------------------------------------------------------------
+
+
+def block(**options: Any) -> VSSBlock:
+    torch.manual_seed(0)
+    return VSSBlock(hidden_dim=96, ssm_ratio=1.0, ssm_d_state=1, forward_type="v05_noz", **options).eval()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"post_norm": True}, {"gmlp": True}, {"drop_path": 0.5}, {"channel_first": True}]
+)
+def test_blocks_give_the_same_with_and_without_gradients(options: dict[str, Any]) -> None:
+    module = block(**options)
+    x = torch.randn(2, 96, 7, 5) if "channel_first" in options else torch.randn(2, 7, 5, 96)
+    before, exact = x.clone(), module(x).detach()
+    with torch.no_grad():
+        assert torch.allclose(module(x), exact, rtol=1e-6, atol=1e-6)
+    assert torch.equal(x, before)
+
+
+def test_a_residual_is_added_by_the_product_itself_unless_someone_looks_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[Tensor] = []
+
+    def recorded(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+        added.append(residual)
+        return linear_add(x, weight, bias, residual)
+
+    for user in ("vmamba.layers.ss2d", "vmamba.ops.mlp"):
+        monkeypatch.setattr(f"{user}.linear_add", recorded)
+    x = torch.randn(1, 4, 4, 96)
+    module = block()
+    with torch.no_grad():
+        module(x)
+        assert len(added) == 2
+        seen: list[nn.Module] = []
+        for part in (module.op.out_proj, module.op.dropout, module.drop_path, module.mlp, module.op):
+            handle = part.register_forward_hook(lambda module, inputs, y: seen.append(module))
+            added.clear()
+            module(x)
+            handle.remove()
+            assert seen[0] is part
+            assert len(added) < 2
+            seen.clear()
+    added.clear()
+    module(x)
+    assert added == []

@@ -31,6 +31,12 @@ class Mlp(nn.Module):
         x = self.drop(self.act(self.fc1(x)))
         return self.drop(self.fc2(x))  # type: ignore[no-any-return]
 
+    def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """``residual + self(x)``."""
+        if is_plain(self, Mlp) and plain_eager_cpu(x) and self._is_one_operation():
+            return mlp_gelu(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, residual)
+        return residual + self(x)  # type: ignore[no-any-return]
+
     def _is_one_operation(self) -> bool:
         return (
             is_plain(self.fc1, Pointwise)

@@ -19,6 +19,7 @@ from vmamba.ops.backends import ambient, check_name
 from vmamba.ops.cascade_scan import cascade_scan
 from vmamba.ops.depthwise import depthwise3x3
 from vmamba.ops.eager import plain_eager_cpu
+from vmamba.ops.linear import linear_add
 from vmamba.ops.ss2d_scan import ss2d_scan
 
 
@@ -126,7 +127,26 @@ class SS2D(nn.Module):
             return self._forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return self._forward(x)
 
+    def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """``residual + self(x)``."""
+        out = self.out_proj
+        if (
+            plain_eager_cpu(x)
+            and is_plain(self, SS2D)
+            and not self.channel_first
+            and is_plain(out, Pointwise)
+            and is_plain(self.dropout, nn.Dropout)
+            and (self.dropout.p == 0.0 or not self.dropout.training)
+        ):
+            return linear_add(self._mixed(x), out.weight, out.bias, residual)
+        return residual + self(x)  # type: ignore[no-any-return]
+
     def _forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.dropout(self.out_proj(self._mixed(x)))
+        return out
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        """All but the output projection."""
         x = self.in_proj(x)
         z: Tensor | None = None
         if self.forward_type.gate:
@@ -135,10 +155,7 @@ class SS2D(nn.Module):
         x = self._convolve(x)
         # The scan's output stays float32 through the norm and takes the layer's dtype after it.
         y = self.out_act(self.out_norm(self.scan(x)).to(x.dtype))
-        if z is not None:
-            y = y * z
-        out: Tensor = self.dropout(self.out_proj(y))
-        return out
+        return y if z is None else y * z  # type: ignore[no-any-return]
 
     def _convolve(self, x: Tensor) -> Tensor:
         conv = self.conv2d

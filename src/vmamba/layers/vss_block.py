@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vmamba.layers.basic import DropPath
+from vmamba.layers.basic import DropPath, is_plain
 from vmamba.layers.mlp import GatedMlp, Mlp
 from vmamba.layers.norm import make_norm
 from vmamba.layers.ss2d import SS2D
+from vmamba.ops.eager import plain_eager_cpu
 
 
 class VSSBlock(nn.Module):
@@ -97,9 +99,16 @@ class VSSBlock(nn.Module):
 
     def _forward(self, x: Tensor) -> Tensor:
         if self.ssm_branch:
-            branch = self.norm(self.op(x)) if self.post_norm else self.op(self.norm(x))
-            x = x + self.drop_path(branch)
+            x = self._add(x, self.norm, self.op)
         if self.mlp_branch:
-            branch = self.norm2(self.mlp(x)) if self.post_norm else self.mlp(self.norm2(x))
-            x = x + self.drop_path(branch)
+            x = self._add(x, self.norm2, self.mlp)
         return x
+
+    def _add(self, x: Tensor, norm: nn.Module, branch: nn.Module) -> Tensor:
+        if self.post_norm:
+            return x + self.drop_path(norm(branch(x)))  # type: ignore[no-any-return]
+        if plain_eager_cpu(x) and isinstance(branch, SS2D | Mlp) and is_plain(self.drop_path, DropPath):
+            active = self.drop_path.training and self.drop_path.p > 0.0
+            if not active and not torch.is_grad_enabled():
+                return branch.added_to(x, norm(x))
+        return x + self.drop_path(branch(norm(x)))  # type: ignore[no-any-return]

@@ -31,12 +31,33 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         ``(…, c_out)`` in the dtype of ``x``, or autocast's.
     """
-    if plain_eager_cpu(x, weight, bias) and _one_dnn():
-        fits = x.shape[-1:] == weight.shape[1:]  # else F.linear says what is wrong
-        if fits and weight.shape[0] >= _LEAST_CHANNELS:
-            result: Tensor = _Linear.apply(x, weight, bias)
-            return result
+    if plain_eager_cpu(x, weight, bias) and _takes(x, weight):
+        result: Tensor = _Linear.apply(x, weight, bias)
+        return result
     return F.linear(x, weight, bias)
+
+
+def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    """``residual + linear(x, weight, bias)``, for inference without a pass of its own for the sum.
+
+    Args:
+        x, weight, bias: as of `linear`.
+        residual: ``(…, c_out)``.
+    """
+    if (
+        not torch.is_grad_enabled()
+        and plain_eager_cpu(x, weight, bias, residual)
+        and residual.shape == (*x.shape[:-1], weight.shape[0])
+        and _takes(x, weight)
+    ):
+        result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
+        return result
+    return residual + linear(x, weight, bias)
+
+
+def _takes(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN is there and the faster one; shapes that do not fit are for `F.linear` to refuse."""
+    return weight.shape[0] >= _LEAST_CHANNELS and x.shape[-1:] == weight.shape[1:] and _one_dnn()
 
 
 @functools.cache

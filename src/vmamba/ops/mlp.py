@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vmamba.ops.backends import native
 from vmamba.ops.eager import plain_eager_cpu, standard_gradients
-from vmamba.ops.linear import linear
+from vmamba.ops.linear import linear, linear_add
 
 
 class _ForwardArgs(ctypes.Structure):  # vmamba::GeluForwardArgs
@@ -38,7 +38,14 @@ class _BackwardArgs(ctypes.Structure):  # vmamba::GeluBackwardArgs
     )
 
 
-def mlp_gelu(x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None) -> Tensor:
+def mlp_gelu(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    residual: Tensor | None = None,
+) -> Tensor:
     """``linear(gelu(linear(x, weight1, bias1)), weight2, bias2)`` with the exact GELU (arXiv 1606.08415).
 
     Ordinary float32 calls on a CPU run the compiled kernels, if they are there; all others standard operations.
@@ -47,18 +54,23 @@ def mlp_gelu(x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, 
         x: ``(…, c_in)``.
         weight1, bias1: ``(hidden, c_in)``, and ``(hidden)`` or None.
         weight2, bias2: ``(c_out, hidden)``, and ``(c_out)`` or None.
+        residual: ``(…, c_out)``, to be added, or None.
 
     Returns:
         ``(…, c_out)`` in the dtype of ``x``, or autocast's.
     """
     tensors = (x, weight1, bias1, weight2, bias2)
-    if not plain_eager_cpu(*tensors) or native.obstacle() is not None:
-        return linear(F.gelu(linear(x, weight1, bias1)), weight2, bias2)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    with_kernels = plain_eager_cpu(*tensors) and native.obstacle() is None
+    if with_kernels and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         result: Tensor = _MlpGelu.apply(*tensors)
-        return result
-    h = linear(x, weight1, bias1).contiguous()
-    return linear(gelu(h, out=h), weight2, bias2)
+        return result if residual is None else residual + result
+    h = linear(x, weight1, bias1)
+    if with_kernels:
+        h = h.contiguous()
+        g = gelu(h, out=h)
+    else:
+        g = F.gelu(h)
+    return linear(g, weight2, bias2) if residual is None else linear_add(g, weight2, bias2, residual)
 
 
 class _MlpGelu(torch.autograd.Function):
