@@ -1,8 +1,8 @@
 """How near `vmamba.optimize` comes to the products that a model must do: ``python benchmarks/model_floor.py``.
 
-The floor is the sum over all linear layers and convolutions of the time that oneDNN takes for that layer's product alone, its weight
-packed before, its input in the cache as far as it fits. Norms, activations, scans, residuals and Python come on top in
-the real model. Both are timed in this run: the layers in turns, then the model between two timings of the layers.
+The floor is the sum over all linear layers and convolutions of the time that oneDNN takes for that layer's product alone,
+its weight packed before, its input in the cache as far as it fits. Norms, activations, scans, residuals and Python come
+on top in the real model. Both are timed in this run, in turns.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(options.threads)
@@ -94,7 +94,7 @@ def main() -> None:
         layers = products(model, x, dtype)
         fast = optimize(model, dtype, x)
         floors, times = [], []
-        for _ in range(3):
+        for _ in range(5):
             floors.append(sum(milliseconds(call, options.rounds) for call in layers.values()))
             times.append(milliseconds(lambda fast=fast: fast(x), options.rounds))
         floor, took = statistics.median(floors), statistics.median(times)

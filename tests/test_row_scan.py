@@ -6,53 +6,16 @@ import math
 
 import pytest
 import torch
+from map_cases import HARD, map_inputs, map_oracle
 from scan_cases import check, inputs
 from torch import Tensor, nn
 
 from vmamba.ops import selective_scan_reference
 from vmamba.ops.backends import row_scan, torch_scan
 from vmamba.ops.backends.registry import implementation, stand_in
-from vmamba.ops.cross_scan import SCAN_MODES, cross_merge, cross_scan
+from vmamba.ops.cross_scan import SCAN_MODES
 
 onnxruntime = pytest.importorskip("onnxruntime")
-
-
-def map_inputs(b: int, h: int, w: int, d: int, n: int, *, step: float = 0.0, decay: float = 1.0) -> list[Tensor | None]:
-    """``x, x_dbl, dt_weight, dt_bias, A, D`` with steps of about softplus(``step``) and ``|A|`` of about ``decay``."""
-    r = 2
-    draw = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=draw)
-
-    return [
-        normal(b, h, w, d),
-        normal(b, h, w, 4, r + 2 * n),
-        0.1 * normal(4, d, r),
-        step + 0.1 * normal(4, d),
-        -decay * torch.exp(0.1 * normal(4 * d, n)),
-        normal(4 * d),
-    ]
-
-
-def oracle(values: list[Tensor | None], mode: str, softplus: bool = True) -> Tensor:
-    x, x_dbl, dt_weight, dt_bias, A, D = (None if v is None else v.double() for v in values)
-    assert x is not None
-    assert x_dbl is not None
-    assert dt_weight is not None
-    assert A is not None
-    _, h, w, _ = x.shape
-    k, d, r = dt_weight.shape
-    n = A.shape[1]
-    u = cross_scan(x.permute(0, 3, 1, 2), mode)
-    # Each direction reads its own part of x_dbl.
-    maps = x_dbl.permute(0, 3, 4, 1, 2)
-    own = torch.stack([cross_scan(maps[:, i], mode)[:, i] for i in range(4)], 1)
-    low_rank, B, C = own.split([r, n, n], dim=2)
-    delta = torch.matmul(dt_weight, low_rank)
-    bias = None if dt_bias is None else dt_bias.flatten()
-    y = selective_scan_reference(u.flatten(1, 2), delta.flatten(1, 2), A, B, C, D, bias, softplus)
-    return cross_merge(y.unflatten(1, (k, d)), h, w, mode).permute(0, 2, 3, 1)
 
 
 @pytest.mark.parametrize("mode", SCAN_MODES)
@@ -60,7 +23,7 @@ def oracle(values: list[Tensor | None], mode: str, softplus: bool = True) -> Ten
 @pytest.mark.parametrize("n", [1, 3])
 def test_it_is_the_scan(mode: str, h: int, w: int, n: int) -> None:
     values = map_inputs(2, h, w, 5, n)
-    check(row_scan.ss2d_scan(*values, mode, True), oracle(values, mode), 2e-6, "y")
+    check(row_scan.ss2d_scan(*values, mode, True), map_oracle(values, mode), 2e-6, "y")
 
 
 def test_without_skip_bias_and_softplus() -> None:
@@ -68,11 +31,7 @@ def test_without_skip_bias_and_softplus() -> None:
     values[3] = values[5] = None
     values[2] = values[2].abs()
     values[1] = values[1].abs()
-    check(row_scan.ss2d_scan(*values, "cross2d", False), oracle(values, "cross2d", False), 2e-6, "y")
-
-
-# softplus(30) |A| = 1e3 and more; softplus(-14) |A| = 8e-7.
-HARD = {"large": (30.0, 40.0), "tiny": (-14.0, 1.0), "slow": (-4.0, 0.01)}
+    check(row_scan.ss2d_scan(*values, "cross2d", False), map_oracle(values, "cross2d", False), 2e-6, "y")
 
 
 @pytest.mark.parametrize("name", HARD)
@@ -80,7 +39,7 @@ HARD = {"large": (30.0, 40.0), "tiny": (-14.0, 1.0), "slow": (-4.0, 0.01)}
 def test_hard_values(name: str, h: int, w: int) -> None:
     step, decay = HARD[name]
     values = map_inputs(1, h, w, 4, 1, step=step, decay=decay)
-    check(row_scan.ss2d_scan(*values, "cross2d", True), oracle(values, "cross2d"), 4e-6, name)
+    check(row_scan.ss2d_scan(*values, "cross2d", True), map_oracle(values, "cross2d"), 4e-6, name)
 
 
 @pytest.mark.long
@@ -88,7 +47,7 @@ def test_hard_values(name: str, h: int, w: int) -> None:
 def test_hard_values_on_a_large_map(name: str) -> None:
     step, decay = HARD[name]
     values = map_inputs(1, 56, 56, 4, 1, step=step, decay=decay)
-    check(row_scan.ss2d_scan(*values, "cross2d", True), oracle(values, "cross2d"), 1e-5, name)
+    check(row_scan.ss2d_scan(*values, "cross2d", True), map_oracle(values, "cross2d"), 1e-5, name)
 
 
 @pytest.mark.parametrize("n", [1, 4])
@@ -147,4 +106,4 @@ def test_runtimes_keep_the_accuracy(runtime: str, name: str, tmp_path) -> None:
         openvino = pytest.importorskip("openvino")
         model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         got = model([value.numpy() for value in values])[0]
-    check(torch.from_numpy(got.copy()), oracle(values, "rot2d"), 2e-5, runtime)
+    check(torch.from_numpy(got.copy()), map_oracle(values, "rot2d"), 2e-5, runtime)

@@ -77,33 +77,10 @@ def _exported(engine: str, model: nn.Module, x: Tensor, dtype: torch.dtype) -> C
         raise Absent("timed here on the CPU only")
     if name not in target.dtypes:
         raise Absent(target.dtype_reason)
-    graph = Graph(model, (x.shape[2], x.shape[3]), (), dtype, {})  # type: ignore[arg-type]  # opening needs no VSSM
+    graph = Graph(model, x, (), dtype, {})
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / f"model{target.suffix}"
-        if isinstance(model, VSSM) and len(x) == 1:
-            target.write(graph, path)
-        else:
-            _write_by_onnx(engine, model, x, path)
+        target.write(graph, path)
         run = target.open(path, graph)
     return lambda: run(x)
-
-
-def _write_by_onnx(engine: str, model: nn.Module, x: Tensor, path: Path) -> None:
-    """What `vmamba export` does, for other models and fixed batches of several images."""
-    from vmamba.ops.backends import backend, row_scan
-    from vmamba.ops.backends.registry import stand_in
-    from vmamba.tasks.export_onnx_scan import OPSET, translations
-
-    with torch.no_grad(), backend("torch"), stand_in("torch", row_scan):
-        traced = torch.export.export(model, (x,), strict=False)
-    program = torch.onnx.export(
-        traced, dynamo=True, opset_version=OPSET, custom_translation_table=translations(), verbose=False
-    )
-    assert program is not None
-    onnx = path.with_suffix(".onnx")
-    program.save(onnx, external_data=False)
-    if engine == "openvino":
-        import openvino
-
-        openvino.save_model(openvino.Core().read_model(onnx), path, compress_to_fp16=False)

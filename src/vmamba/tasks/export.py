@@ -110,10 +110,8 @@ def export(config: ExportConfig, console: Console | None = None) -> Exported:
         say(f"warning: {source.warning}", "yellow")
     say(f"exporting {source.described}")
 
-    size = (source.preprocessing.height, source.preprocessing.width)
-    dtype = getattr(torch, config.dtype)
     metadata = weight_metadata(source.model_name, source.model.config, source.classes, source.preprocessing)
-    graph = Graph(source.model, size, config.axes, dtype, metadata)
+    graph = Graph(source.model, _example(source, config.axes), config.axes, getattr(torch, config.dtype), metadata)
     cases = _cases(source, config.axes)
     with _beside(output) as folder:
         with _told(config.to):
@@ -133,6 +131,18 @@ def export(config: ExportConfig, console: Console | None = None) -> Exported:
     for path in placed:
         say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return Exported(tuple(placed), error, count)
+
+
+def _example(source: Source, axes: Sequence[str]) -> Tensor:
+    """Images to trace with: of the model's own size, but along ``axes`` large enough for a graph of all sizes."""
+    config = source.model.config
+    # Two places are left at the last stage.
+    least = 2 * config.patch_size * 2 ** (len(config.depths) - 1)
+    sizes = {"height": source.preprocessing.height, "width": source.preprocessing.width}
+    height, width = (max(size, least) if axis in axes else size for axis, size in sizes.items())
+    if "height" in axes and "width" in axes:
+        width += least  # not the same, or one size could be taken for the other
+    return torch.zeros(2 if "batch" in axes else 1, config.in_chans, height, width)
 
 
 def _cases(source: Source, axes: Sequence[str]) -> list[Tensor]:

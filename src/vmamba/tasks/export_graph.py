@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vmamba.errors import ExportError
-from vmamba.models import VSSM
-from vmamba.ops.backends import backend
+from vmamba.ops.backends import backend, block_scan, row_scan
 from vmamba.ops.backends.registry import stand_in
 
 #: Axes of the images that can be left open, by name.
@@ -23,15 +23,16 @@ class Graph:
     """A model and how it is to be traced.
 
     Attributes:
-        model: in eval mode, on the CPU, in float32; it is not changed.
-        size: height and width of the images, pixels.
+        model: in eval mode, on the CPU, in float32; any module, it is not changed.
+        example: images ``(b, in_chans, H, W)``, float32; along the open axes any that the model takes, of which none
+            may come down to a single place or image, since a size of 1 is traced as a constant.
         axes: those of `AXES` that may have any size.
         dtype: what the file computes in; images and logits are float32.
         metadata: what the file says about itself.
     """
 
-    model: VSSM
-    size: tuple[int, int]
+    model: nn.Module
+    example: Tensor
     axes: tuple[str, ...]
     dtype: torch.dtype
     metadata: Mapping[str, str]
@@ -42,29 +43,17 @@ class Graph:
         Args:
             with_rows: leave the recurrence to `vmamba.ops.backends.row_scan`'s operators, for ONNX.
         """
-        model: nn.Module = self.model
-        if self.dtype != torch.float32:
-            model = _Cast(self.model, self.dtype)
-        config = self.model.config
-        # A size of 1 would be traced as a constant: two places are left at the last stage.
-        least = 2 * config.patch_size * 2 ** (len(config.depths) - 1)
-        height, width = (
-            max(size, least) if axis in self.axes else size
-            for axis, size in zip(("height", "width"), self.size, strict=True)
-        )
-        if "height" in self.axes and "width" in self.axes:
-            width += least  # not the same, or one size could be taken for the other
-        example = torch.zeros(2 if "batch" in self.axes else 1, config.in_chans, height, width)
+        model = self.model if self.dtype == torch.float32 else _Cast(self.model, self.dtype)
         # Named sizes are refused where the tracer asks whether one is 1, as it does to compare strides.
         dims = {AXES[axis]: torch.export.Dim.AUTO for axis in self.axes}
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(backend("torch"))
             if with_rows:
-                from vmamba.ops.backends import row_scan
-
                 stack.enter_context(stand_in("torch", row_scan))
-            program = torch.export.export(model, (example,), dynamic_shapes=(dims,), strict=False)
+            elif not {"height", "width"} & set(self.axes):
+                stack.enter_context(stand_in("torch", block_scan))
+            program = torch.export.export(model, (self.example,), dynamic_shapes=(dims,), strict=False)
         fixed = [axis for axis, size in zip(self.axes, self.open_sizes(program), strict=True) if isinstance(size, int)]
         if fixed:
             raise ExportError(f"PyTorch traced {' and '.join(fixed)} as constant; leave it out of dynamic")
@@ -80,11 +69,9 @@ class Graph:
 class _Cast(nn.Module):
     """A copy of a model in another dtype, that takes and gives float32."""
 
-    def __init__(self, model: VSSM, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.model = VSSM(model.config)
-        self.model.load_state_dict(model.state_dict())
-        self.model.to(dtype).eval()
+        self.model = copy.deepcopy(model).to(dtype).eval()
         self.dtype = dtype
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vmamba.ops.backends.block_scan import softplus
 from vmamba.ops.cross_scan import Direction, directions_of
 
 
@@ -169,22 +170,3 @@ def _direction(
     entering = torch.cat([ends[1:], zero] if back_across else [zero, ends[:-1]]).transpose(0, 1)
     y = y + carried * entering
     return y if n == 1 else y.sum(-2)
-
-
-#: ``2 artanh(s) / s`` as a polynomial in s², lowest power first, s in [0, 1/3]: Chebyshev, error 4e-9.
-_ARTANH = (2.000000007681758, 0.6666632164140144, 0.40024595229818943, 0.2796515775679465, 0.28157778313522575)
-
-
-def softplus(x: Tensor) -> Tensor:
-    """``log(1 + e^x)`` as ``max(x, 0) + log1p(e^-|x|)``, to float32's accuracy.
-
-    ONNX has Softplus, but ONNX Runtime's takes several times as long as all of this. It has no log1p: ``log1p(z)`` is
-    ``2 artanh(z / (2 + z))``, and none of its sums cancels, so that no optimizer can spoil it by reordering.
-    """
-    z = torch.exp(-x.abs())
-    s = z / (z + 2)
-    square = s * s
-    series = square * _ARTANH[-1] + _ARTANH[-2]
-    for coefficient in _ARTANH[-3::-1]:
-        series = series * square + coefficient
-    return torch.relu(x) + s * series

@@ -1,0 +1,122 @@
+"""Every kind of file gives the model's logits, says what it is, and runs without this package's operators."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from export_cases import TINIEST, assert_same, node_count, onnx, onnx_logits, weight_file
+
+from vmamba.tasks import export_targets
+from vmamba.tasks.export import ExportConfig, Exported, export
+from vmamba.tasks.run_folder import Trained, load_trained
+
+openvino = pytest.importorskip("openvino")
+
+pytestmark = pytest.mark.long
+
+EVERY = "batch,height,width"
+NAMES = {"onnx": "m.onnx", "openvino": "m.xml", "torch-export": "m.pt2", "aoti": "m.pt2"}
+Make = Callable[..., tuple[Exported, Trained]]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Export the smallest model; the same again is not exported again."""
+
+    @functools.cache
+    def made(to: str, dynamic: str = "", dtype: str = "float32") -> tuple[Exported, Trained]:
+        folder = tmp_path_factory.mktemp(to)
+        source = weight_file(folder / "w.safetensors", **TINIEST)
+        exported = export(ExportConfig(str(source), to, folder / "out" / NAMES[to], dynamic, dtype))
+        want = ["m.bin", "m.xml"] if to == "openvino" else [NAMES[to]]
+        assert sorted(path.name for path in (folder / "out").iterdir()) == want
+        return exported, load_trained(source)
+
+    return made
+
+
+def pixels_of(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+# v052d3 reads in rotations and v052dc in two passes, both with a gate; vmamba_nano's own has neither gate nor n > 1.
+@pytest.mark.parametrize(("forward_type", "n"), [("v05_noz", 1), ("v052d3", 2), ("v052dc", 2)])
+def test_onnx_gives_the_models_logits_at_any_size(forward_type: str, n: int, tmp_path: Path) -> None:
+    source = weight_file(tmp_path / "w.safetensors", forward_type=forward_type, ssm_d_state=n)
+    path = tmp_path / "m.onnx"
+    exported = export(ExportConfig(str(source), "onnx", path, dynamic=EVERY))
+    assert exported.files == (path,)
+    assert exported.error <= 1e-4
+    proto = onnx.load(path)
+    assert {opset.domain for opset in proto.opset_import} == {""}
+    assert proto.opset_import[0].version >= 18
+    assert {node.domain for node in proto.graph.node} == {""}
+    names = [dim.dim_param for dim in proto.graph.input[0].type.tensor_type.shape.dim]
+    assert names == ["batch", "", "height", "width"]
+    model = load_trained(source).model
+    for shape in ((1, 3, 16, 16), (3, 3, 33, 50), (2, 3, 64, 17)):
+        pixels = pixels_of(*shape)
+        with torch.inference_mode():
+            assert_same(onnx_logits(path, pixels), model(pixels))
+
+
+def test_the_node_count_does_not_depend_on_the_image_size(make: Make, tmp_path: Path) -> None:
+    source = weight_file(tmp_path / "w.safetensors", size=56, **TINIEST)
+    large = export(ExportConfig(str(source), "onnx", tmp_path / "m.onnx")).files[0]
+    small = make("onnx")[0].files[0]
+    assert node_count(small) == node_count(large)
+    assert Counter(node.op_type for node in onnx.load(small).graph.node)["Scan"] == 4 * 2  # ways, levels
+
+
+def test_openvino_at_any_size(make: Make) -> None:
+    exported, trained = make("openvino", EVERY)
+    assert exported.error <= 1e-4
+    model = openvino.Core().read_model(exported.files[0])
+    assert json.loads(model.get_rt_info(["vmamba", "classes"]).astype(str)) == list(trained.classes)
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    pixels = pixels_of(2, 3, 40, 33)
+    with torch.inference_mode():
+        assert_same(compiled([pixels.numpy()])[0], trained.model(pixels))
+
+
+@pytest.mark.parametrize("dynamic", ["", EVERY])
+def test_torch_export(make: Make, dynamic: str) -> None:
+    exported, trained = make("torch-export", dynamic)
+    assert exported.error <= 1e-4
+    extra = {export_targets.METADATA_FILE: ""}
+    program = torch.export.load(exported.files[0], extra_files=extra)
+    assert json.loads(json.loads(extra[export_targets.METADATA_FILE])["classes"]) == list(trained.classes)
+    operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert not [operator for operator in operators if "vmamba" in operator or "mkldnn" in operator]
+    shapes = [(1, 3, 8, 8), (2, 3, 40, 33), (1, 3, 9, 300)] if dynamic else [(1, 3, 24, 24)]
+    module = program.module()  # takes seconds where sizes are open
+    for shape in shapes:
+        pixels = pixels_of(*shape)
+        with torch.inference_mode():
+            assert_same(module(pixels).detach().numpy(), trained.model(pixels))
+
+
+def test_aoti(make: Make) -> None:
+    exported, trained = make("aoti")
+    loaded = torch._inductor.aoti_load_package(str(exported.files[0]))
+    pixels = pixels_of(1, 3, 24, 24)
+    with torch.no_grad():
+        assert_same(loaded(pixels).numpy(), trained.model(pixels))
+    assert json.loads(loaded.get_metadata()["classes"]) == list(trained.classes)
+
+
+@pytest.mark.parametrize("to", ["openvino", "torch-export"])
+def test_bfloat16(make: Make, to: str) -> None:
+    full, half = make(to, EVERY)[0], make(to, "", "bfloat16")[0]
+    assert full.error < half.error <= 5e-2
+    if to == "openvino":
+        assert half.files[1].stat().st_size < 0.6 * full.files[1].stat().st_size
+    else:
+        dtypes = {t.dtype for t in torch.export.load(half.files[0]).state_dict.values()}
+        assert dtypes == {torch.bfloat16}
