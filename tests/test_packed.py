@@ -268,7 +268,7 @@ def test_few_programs_are_kept_and_threads_have_their_own() -> None:
     run(packed, images(1, 3, size, size))
     for sequence in packed.modules():
         if isinstance(sequence, PackedSequence):
-            assert len(sequence._programs) == 4
+            assert len(sequence._programs) == packed_layers._SHAPES_KEPT
             assert sequence._programs.popitem()[0] != sequence._programs.popitem()[0]
 
 

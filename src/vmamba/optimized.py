@@ -100,7 +100,8 @@ def optimize(
     * ``"eager"``: the model as it is;
     * ``"packed"``: on a CPU in float32 or bfloat16, this package's blocks with their weights packed and their norms,
       activations and residuals inside the compiled products, see `vmamba.layers.packed`. The first call with a new
-      shape prepares the calls for it, in milliseconds. It keeps no weights that could be saved or trained;
+      shape prepares the calls for it, in milliseconds. The model keeps memory for the last two shapes, at most about
+      200 MB, and no weights that could be saved or trained;
     * ``"compiled"``: `torch.compile` with the weights frozen into the graph and packed. Height and width stay free:
       it is compiled once for one image at a time, and once more when the first batch of several comes.
 

@@ -25,8 +25,8 @@ from vmamba.ops.packed import Activation, PackedMatrix, packed_linear, packed_ml
 from vmamba.ops.packed_conv import PackedConvolution
 from vmamba.ops.program import Immediate, Program, Steps, memory_of
 
-_SHAPES_KEPT = 4  # for which a sequence keeps its program
-_MOST_BYTES = 64 << 20  # that one program may keep
+_SHAPES_KEPT = 2  # for which a sequence keeps its program; all of vmamba_tiny then keep 200 MB at most
+_MOST_BYTES = 24 << 20  # that one program may keep
 _programs_lock = threading.Lock()
 
 
