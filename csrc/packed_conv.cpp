@@ -35,17 +35,10 @@ VMAMBA_INLINE void gather(const PackedConvArgs& args, int64_t place, char* patch
 // Norm a row of results in place.
 VMAMBA_INLINE void norm_row(const PackedConvArgs& args, float* row) {
   const int64_t width = args.matrix.out;
-  const float share = 1.0f / static_cast<float>(width);
-  Lanes sum = {}, squares = {};
-  for (int64_t c = 0; c < width; c += LANES) sum += load(row + c);
-  const float mean = sum_of(sum) * share;
-  for (int64_t c = 0; c < width; c += LANES) {
-    const Lanes off = only_columns(load(row + c) - mean, c, width);
-    squares = fma(off, off, squares);
-  }
-  const float factor = 1.0f / __builtin_sqrtf(sum_of(squares) * share + static_cast<float>(args.eps));
+  float mean[1], factor[1];
+  moments<Dtype::float32, 1>({row}, width, static_cast<float>(args.eps), mean, factor);
   for (int64_t c = 0; c < width; c += LANES)
-    store(row + c, fma((load(row + c) - mean) * factor, load(args.norm_weight + c), load(args.norm_bias + c)));
+    store(row + c, fma((load(row + c) - mean[0]) * factor[0], load(args.norm_weight + c), load(args.norm_bias + c)));
 }
 
 VMAMBA_INLINE void write_row(const PackedConvArgs& args, int64_t row, const float* values) {
@@ -67,10 +60,10 @@ void packed_conv(const PackedConvArgs& args) {
   const PackedMatrix& matrix = args.matrix;
   const Activation activation = static_cast<Activation>(args.activation);
   const int64_t places = args.batch * args.out_height * args.out_width;
-  const int64_t words = words_of(matrix.in, matrix.dtype), width = round_up(matrix.out, LANES), parts = args.sharing.column_parts;
+  const int64_t words = words_of(matrix.in, matrix.dtype), width = round_up(matrix.out, LANES);
   expect_fill(args.y.data, places * matrix.out * size_of(args.y.dtype));
   const ProductOutputs out{Tensor{}, args.y};
-  share_blocks(args.sharing, places, [&](int64_t first, int64_t rows, int64_t part, float* memory) {
+  share_blocks(args.sharing, places, [&](int64_t first, int64_t rows, Part part, float* memory) {
     const Tiles tiles(rows);
     char* patches = reinterpret_cast<char*>(memory + words * rows);
     with_dtype(args.x.dtype, [&](auto type) {
@@ -82,16 +75,15 @@ void packed_conv(const PackedConvArgs& args) {
                                              return patches;
                                            });
     });
-    const int64_t begin = part_begin(panels_of(matrix), part, parts), end = part_begin(panels_of(matrix), part + 1, parts);
     if (!args.norm) {
-      multiply_block(tiles, memory, matrix, activation, begin, end,
+      multiply_block(tiles, memory, matrix, activation, part,
                      [&](int64_t row, int64_t count, int64_t column, const float* sums) {
                        write(out, matrix.out, first + row, count, column, sums);
                      });
       return;
     }
     float* results = memory + words * rows + LAID_OUT_TOGETHER * round_up(matrix.in, LANES);
-    multiply_block(tiles, memory, matrix, Activation::none, begin, end,
+    multiply_block(tiles, memory, matrix, Activation::none, part,
                    [&](int64_t row, int64_t count, int64_t column, const float* sums) {
                      for (int64_t m = 0; m < count; ++m) store(results + (row + m) * width + column, load(sums + m * LANES));
                    });

@@ -45,5 +45,19 @@ VMAMBA_INLINE void parallel_for(int64_t tasks, int64_t threads, F body) {
   }
 }
 
+// body(task, this worker's memory) for every task, tasks handed out as workers get free.
+template <class F>
+VMAMBA_INLINE void share_tasks(int64_t tasks, int64_t threads, float* workspace, int64_t workspace_floats, F&& body) {
+  const int64_t workers = smaller(threads, tasks);
+  int64_t next = 0;
+  parallel_for(workers, workers, [&](int64_t worker) {
+    for (;;) {
+      const int64_t task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+      if (task >= tasks) return;
+      body(task, workspace + worker * workspace_floats);
+    }
+  });
+}
+
 }  // namespace VMAMBA_ISA
 }  // namespace vmamba

@@ -44,11 +44,10 @@ void packed_linear(const LinearArgs& args) {
   const PackedMatrix& matrix = args.matrix;
   const Activation activation = static_cast<Activation>(args.activation);
   expect_fill(args.out.y.data, args.in.rows * matrix.out * size_of(args.out.y.dtype));
-  share_blocks(args.sharing, args.in.rows, [&](int64_t first, int64_t rows, int64_t part, float* memory) {
+  share_blocks(args.sharing, args.in.rows, [&](int64_t first, int64_t rows, Part part, float* memory) {
     const Tiles tiles(rows);
     lay_out(args.in, matrix.in, matrix.dtype, first, tiles, memory);
-    const int64_t panels = panels_of(matrix), parts = args.sharing.column_parts;
-    multiply_block(tiles, memory, matrix, activation, part_begin(panels, part, parts), part_begin(panels, part + 1, parts),
+    multiply_block(tiles, memory, matrix, activation, part,
                    [&](int64_t row, int64_t count, int64_t column, const float* sums) {
                      write(args.out, matrix.out, first + row, count, column, sums);
                    });
@@ -58,37 +57,34 @@ void packed_linear(const LinearArgs& args) {
 void packed_mlp(const MlpArgs& args) {
   const PackedMatrix &one = args.first, &two = args.second;
   const Activation activation = static_cast<Activation>(args.activation);
-  const int64_t parts = args.sharing.column_parts;
   const int64_t words = words_of(one.in, one.dtype), hidden_words = words_of(two.in, two.dtype);
   expect_fill(args.out.y.data, args.in.rows * two.out * size_of(args.out.y.dtype));
-  auto first_product = [&](int64_t first, const Tiles& tiles, int64_t part, float* laid_out, float* hidden) {
+  auto first_product = [&](int64_t first, const Tiles& tiles, Part part, float* laid_out, float* hidden) {
     lay_out(args.in, one.in, one.dtype, first, tiles, laid_out);
-    const int64_t panels = panels_of(one);
-    multiply_block(tiles, laid_out, one, activation, part_begin(panels, part, parts), part_begin(panels, part + 1, parts),
+    multiply_block(tiles, laid_out, one, activation, part,
                    [&](int64_t row, int64_t count, int64_t column, const float* sums) {
                      write_tile(hidden + hidden_words * row, one.out, count, column, two.dtype, sums);
                    });
   };
-  auto second_product = [&](int64_t first, const Tiles& tiles, int64_t part, const float* hidden) {
-    const int64_t panels = panels_of(two);
-    multiply_block(tiles, hidden, two, Activation::none, part_begin(panels, part, parts), part_begin(panels, part + 1, parts),
+  auto second_product = [&](int64_t first, const Tiles& tiles, Part part, const float* hidden) {
+    multiply_block(tiles, hidden, two, Activation::none, part,
                    [&](int64_t row, int64_t count, int64_t column, const float* sums) {
                      write(args.out, two.out, first + row, count, column, sums);
                    });
   };
-  if (parts == 1) {  // the hidden values of a block never leave the cache of the core that made them
-    share_blocks(args.sharing, args.in.rows, [&](int64_t first, int64_t rows, int64_t, float* memory) {
+  if (args.sharing.column_parts == 1) {  // the hidden values of a block never leave the cache of the core that made them
+    share_blocks(args.sharing, args.in.rows, [&](int64_t first, int64_t rows, Part part, float* memory) {
       const Tiles tiles(rows);
       float* hidden = memory + words * rows;
-      first_product(first, tiles, 0, memory, hidden);
-      second_product(first, tiles, 0, hidden);
+      first_product(first, tiles, part, memory, hidden);
+      second_product(first, tiles, part, hidden);
     });
   } else {  // every second product needs all of its rows' hidden values
     float* hidden = static_cast<float*>(args.hidden);
-    share_blocks(args.sharing, args.in.rows, [&](int64_t first, int64_t rows, int64_t part, float* memory) {
+    share_blocks(args.sharing, args.in.rows, [&](int64_t first, int64_t rows, Part part, float* memory) {
       first_product(first, Tiles(rows), part, memory, hidden + hidden_words * first);
     });
-    share_blocks(args.sharing, args.in.rows, [&](int64_t first, int64_t rows, int64_t part, float*) {
+    share_blocks(args.sharing, args.in.rows, [&](int64_t first, int64_t rows, Part part, float*) {
       second_product(first, Tiles(rows), part, hidden + hidden_words * first);
     });
   }

@@ -171,6 +171,22 @@ VMAMBA_INLINE Lanes only_columns(Lanes x, int64_t column, int64_t width) {
   return load(lane);
 }
 
+// Mean and 1 / standard deviation of N rows. Several at once, since each sum is a chain of dependent additions.
+template <Dtype type, int N>
+VMAMBA_INLINE void moments(const void* const (&row)[N], int64_t width, float eps, float (&mean)[N], float (&factor)[N]) {
+  const float share = 1.0f / static_cast<float>(width);
+  Lanes sum[N] = {}, squares[N] = {};
+  for (int64_t c = 0; c < width; c += LANES)
+    for (int i = 0; i < N; ++i) sum[i] += load_column<type>(row[i], c, width);
+  for (int i = 0; i < N; ++i) mean[i] = sum_of(sum[i]) * share;
+  for (int64_t c = 0; c < width; c += LANES)
+    for (int i = 0; i < N; ++i) {
+      const Lanes off = only_columns(load_column<type>(row[i], c, width) - mean[i], c, width);
+      squares[i] = fma(off, off, squares[i]);
+    }
+  for (int i = 0; i < N; ++i) factor[i] = 1.0f / __builtin_sqrtf(sum_of(squares[i]) * share + eps);
+}
+
 // What happens to rows while they are laid out.
 struct Treatment {
   bool norm = false;
@@ -179,27 +195,14 @@ struct Treatment {
 };
 
 // Lay out rows m … m + N of a tile, treated. `from` is the first of them, dense, and row `number` of all; the next one is
-// `stride` values further. Several rows at once, since each sum is a chain of dependent additions.
+// `stride` values further.
 template <Dtype type, int N>
 VMAMBA_INLINE void lay_out_rows(const void* from, int64_t number, int64_t stride, int64_t width, const Treatment& treatment,
                                 float* tile, int64_t rows, int64_t m, int64_t dtype) {
-  float mean[N] = {}, factor[N];
-  for (int i = 0; i < N; ++i) factor[i] = 1.0f;
+  float mean[N], factor[N];
   const void* row[N];
   for (int i = 0; i < N; ++i) row[i] = static_cast<const char*>(from) + i * stride * size_of(static_cast<int64_t>(type));
-  if (treatment.norm) {
-    const float share = 1.0f / static_cast<float>(width);
-    Lanes sum[N] = {}, squares[N] = {};
-    for (int64_t c = 0; c < width; c += LANES)
-      for (int i = 0; i < N; ++i) sum[i] += load_column<type>(row[i], c, width);
-    for (int i = 0; i < N; ++i) mean[i] = sum_of(sum[i]) * share;
-    for (int64_t c = 0; c < width; c += LANES)
-      for (int i = 0; i < N; ++i) {
-        const Lanes off = only_columns(load_column<type>(row[i], c, width) - mean[i], c, width);
-        squares[i] = fma(off, off, squares[i]);
-      }
-    for (int i = 0; i < N; ++i) factor[i] = 1.0f / __builtin_sqrtf(sum_of(squares[i]) * share + treatment.eps);
-  }
+  if (treatment.norm) moments<type>(row, width, treatment.eps, mean, factor);
   int64_t c = 0;
   for (; c < width; c += LANES)
     for (int i = 0; i < N; ++i) {
@@ -260,11 +263,18 @@ static void activate(float* vectors, int64_t count, Activation activation) {
   }
 }
 
-// keep(first row, rows, column, sums) for every tile and every vector of outputs in the panels [begin, end).
+// One of `count` parts of a matrix's panels.
+struct Part {
+  int64_t number, count;
+};
+
+// keep(first row, rows, column, sums) for every tile and every vector of outputs in a part of the panels.
 template <class F>
 VMAMBA_INLINE void multiply_block(const Tiles& tiles, const float* laid_out, const PackedMatrix& matrix, Activation activation,
-                                  int64_t begin, int64_t end, F&& keep) {
+                                  Part part, F&& keep) {
   const int64_t words = words_of(matrix.in, matrix.dtype), vectors = (matrix.out + LANES - 1) / LANES;
+  const int64_t panels = (matrix.out + PANEL - 1) / PANEL;
+  const int64_t begin = panels * part.number / part.count, end = panels * (part.number + 1) / part.count;
   alignas(64) float sums[VECTORS * TILE_ROWS * LANES];
   for (int64_t p = begin; p < end; ++p) {
     const float* panel = static_cast<const float*>(matrix.panels) + p * words * PANEL;
@@ -310,27 +320,15 @@ VMAMBA_INLINE void write_tile(float* tile, int64_t width, int64_t rows, int64_t 
 
 // ---- sharing -------------------------------------------------------------------------------------------------
 
-VMAMBA_INLINE int64_t panels_of(const PackedMatrix& matrix) { return (matrix.out + PANEL - 1) / PANEL; }
-
 // body(first row, rows, part, this worker's memory) for every block of rows and part of the columns.
 template <class F>
 VMAMBA_INLINE void share_blocks(const ProductSharing& sharing, int64_t rows, F&& body) {
-  const int64_t blocks = (rows + sharing.block_rows - 1) / sharing.block_rows;
-  const int64_t tasks = blocks * sharing.column_parts, workers = smaller(sharing.threads, tasks);
-  int64_t next = 0;
-  parallel_for(workers, workers, [&](int64_t worker) {
-    float* memory = reinterpret_cast<float*>(static_cast<char*>(sharing.workspace) + worker * sharing.thread_bytes);
-    for (;;) {
-      const int64_t task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
-      if (task >= tasks) return;
-      const int64_t first = task / sharing.column_parts * sharing.block_rows;
-      body(first, smaller(sharing.block_rows, rows - first), task % sharing.column_parts, memory);
-    }
+  const int64_t blocks = (rows + sharing.block_rows - 1) / sharing.block_rows, parts = sharing.column_parts;
+  share_tasks(blocks * parts, sharing.threads, sharing.workspace, sharing.thread_floats, [&](int64_t task, float* memory) {
+    const int64_t first = task / parts * sharing.block_rows;
+    body(first, smaller(sharing.block_rows, rows - first), Part{task % parts, parts}, memory);
   });
 }
-
-// Where part `part` of `parts` begins.
-VMAMBA_INLINE int64_t part_begin(int64_t total, int64_t part, int64_t parts) { return total * part / parts; }
 
 }  // namespace
 }  // namespace VMAMBA_ISA

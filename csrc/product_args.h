@@ -49,8 +49,8 @@ struct ProductSharing {
   int64_t threads;
   int64_t block_rows;    // rows of one task, at most PRODUCT_ROWS
   int64_t column_parts;  // tasks that share a block of rows, each with some of the outputs
-  void* workspace;       // for each thread 4 * block_rows * (widths of what goes in, each rounded up to 32)
-  int64_t thread_bytes;
+  float* workspace;      // for each thread block_rows * (widths of what goes in, each rounded up to 32)
+  int64_t thread_floats;
 };
 
 constexpr int64_t PRODUCT_ROWS = 112;

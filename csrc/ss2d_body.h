@@ -254,20 +254,6 @@ VMAMBA_INLINE void in_groups(int64_t length, F&& f) {
   if (t < length) f(t, Count<GROUP / 2>{});
 }
 
-// body(task, this worker's memory) for every task, tasks handed out as workers get free.
-template <class F>
-VMAMBA_INLINE void share_tasks(int64_t tasks, int64_t threads, float* workspace, int64_t workspace_floats, F&& body) {
-  const int64_t workers = smaller(threads, tasks);
-  int64_t next = 0;
-  parallel_for(workers, workers, [&](int64_t worker) {
-    for (;;) {
-      const int64_t task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
-      if (task >= tasks) return;
-      body(task, workspace + worker * workspace_floats);
-    }
-  });
-}
-
 // f(first, Count) over 0 .. total in steps of the compile-time constant `most`, and what remains.
 template <int most, class F>
 VMAMBA_INLINE void in_blocks(int64_t total, F&& f) {

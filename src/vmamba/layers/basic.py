@@ -50,6 +50,11 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     )
 
 
+def is_idle(module: nn.Dropout | DropPath, kind: type[nn.Module]) -> bool:
+    """Whether ``module`` is a plain ``kind`` that drops nothing now."""
+    return is_plain(module, kind) and (module.p == 0.0 or not module.training)
+
+
 class ChannelsFirst(nn.Module):
     """Run a channels-first module ``(b, c, h, w)`` on a channels-last map: for norms that a user brings along."""
 

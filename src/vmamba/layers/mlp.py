@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from vmamba.layers.basic import is_plain, make_activation
+from vmamba.layers.basic import is_idle, is_plain, make_activation
 from vmamba.layers.pointwise import Pointwise
 from vmamba.ops.eager import plain_eager_cpu
 from vmamba.ops.mlp import mlp_gelu
@@ -43,8 +43,7 @@ class Mlp(nn.Module):
             and is_plain(self.act, nn.GELU)
             and self.act.approximate == "none"
             and is_plain(self.fc2, Pointwise)
-            and is_plain(self.drop, nn.Dropout)
-            and (self.drop.p == 0.0 or not self.drop.training)
+            and is_idle(self.drop, nn.Dropout)
         )
 
 

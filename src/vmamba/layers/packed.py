@@ -21,7 +21,7 @@ from vmamba.layers.ss2d import SS2D
 from vmamba.layers.vss_block import VSSBlock
 from vmamba.ops import depthwise
 from vmamba.ops.backends import ambient, native, oflex_cpu_ss2d
-from vmamba.ops.packed import Activation, PackedMatrix, packed_linear, packed_mlp, rounded
+from vmamba.ops.packed import Activation, PackedMatrix, affine_rows, packed_linear, packed_mlp
 from vmamba.ops.packed_conv import PackedConvolution
 from vmamba.ops.program import Immediate, Program, Steps, memory_of
 
@@ -125,8 +125,7 @@ class PackedSS2D(Recordable):
         if kind.gate:  # comes between the norm and the product
             scale, shift, self.out_eps = affine_and_eps(op.out_norm, d)
             self.out_proj = PackedMatrix(op.out_proj.weight, op.out_proj.bias, dtype)
-            self.affine = torch.zeros(2, rounded(d))
-            self.affine[0, :d], self.affine[1, :d] = scale, shift
+            self.affine = affine_rows(scale, shift)
         else:
             out_weight, out_bias, self.out_eps = fold(op.out_norm, op.out_proj)
             self.out_proj = PackedMatrix(out_weight, out_bias, dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vmamba.errors import ConfigError, InputError
-from vmamba.layers.basic import Conv2d, SoftmaxOverPlaces, is_plain, make_activation
+from vmamba.layers.basic import Conv2d, SoftmaxOverPlaces, is_idle, is_plain, make_activation
 from vmamba.layers.forward_type import ForwardType, OutNorm
 from vmamba.layers.norm import LayerNorm
 from vmamba.layers.pointwise import Pointwise
@@ -135,8 +135,7 @@ class SS2D(nn.Module):
             and is_plain(self, SS2D)
             and not self.channel_first
             and is_plain(out, Pointwise)
-            and is_plain(self.dropout, nn.Dropout)
-            and (self.dropout.p == 0.0 or not self.dropout.training)
+            and is_idle(self.dropout, nn.Dropout)
         ):
             return linear_add(self._mixed(x), out.weight, out.bias, residual)
         return residual + self(x)  # type: ignore[no-any-return]

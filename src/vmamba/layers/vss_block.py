@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vmamba.layers.basic import DropPath, is_plain
+from vmamba.layers.basic import DropPath, is_idle
 from vmamba.layers.mlp import GatedMlp, Mlp
 from vmamba.layers.norm import make_norm
 from vmamba.layers.ss2d import SS2D
@@ -107,8 +107,11 @@ class VSSBlock(nn.Module):
     def _add(self, x: Tensor, norm: nn.Module, branch: nn.Module) -> Tensor:
         if self.post_norm:
             return x + self.drop_path(norm(branch(x)))  # type: ignore[no-any-return]
-        if plain_eager_cpu(x) and isinstance(branch, SS2D | Mlp) and is_plain(self.drop_path, DropPath):
-            active = self.drop_path.training and self.drop_path.p > 0.0
-            if not active and not torch.is_grad_enabled():
-                return branch.added_to(x, norm(x))
+        if (
+            plain_eager_cpu(x)
+            and not torch.is_grad_enabled()
+            and isinstance(branch, SS2D | Mlp)
+            and is_idle(self.drop_path, DropPath)
+        ):
+            return branch.added_to(x, norm(x))
         return x + self.drop_path(branch(norm(x)))  # type: ignore[no-any-return]

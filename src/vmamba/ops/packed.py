@@ -25,7 +25,6 @@ ACTIVATIONS: tuple[Activation, ...] = ("none", "gelu", "silu")  # the kernels' n
 _UNIT = 32  # widths are filled up to this, on every instruction set
 _BLOCK_ROWS = 112  # at most, of one task; a multiple of all tiles' heights
 _TILE_ROWS = 14  # of the widest instruction set
-_FLOAT_BYTES = 4
 
 
 class MatrixArg(ctypes.Structure):
@@ -75,7 +74,7 @@ class SharingArg(ctypes.Structure):
         ("block_rows", ctypes.c_int64),
         ("column_parts", ctypes.c_int64),
         ("workspace", ctypes.c_void_p),
-        ("thread_bytes", ctypes.c_int64),
+        ("thread_floats", ctypes.c_int64),
     )
 
 
@@ -170,8 +169,8 @@ def packed_linear(
         matrix: weight and bias.
         y: ``(…, c_out)``, contiguous, of any of these dtypes.
         norm_eps: ``eps`` of a layer norm over ``c_in``, without weight and bias, that goes before; None for none.
-        gate: ``(…, c_in)``, contiguous float32, to be multiplied with what goes in after a weight and a bias: those two
-            as rows of a float32 tensor, filled up to `rounded`. None for none.
+        gate: ``(…, c_in)``, contiguous float32, to be multiplied with what goes in after a weight and a bias, see
+            `affine_rows`. None for none.
         activation: ``"none"``, ``"gelu"`` (exact) or ``"silu"``.
         residual: ``(…, c_out)`` in the dtype of ``y``, or None; may be ``y`` itself.
 
@@ -232,6 +231,13 @@ def rounded(width: int) -> int:
     return -(-width // _UNIT) * _UNIT
 
 
+def affine_rows(weight: Tensor, bias: Tensor) -> Tensor:
+    """What a norm multiplies with and adds, each ``(c)``, as the kernels take them: ``(2, rounded(c))``, float32."""
+    rows = torch.zeros(2, rounded(len(weight)))
+    rows[0, : len(weight)], rows[1, : len(bias)] = weight.detach(), bias.detach()
+    return rows
+
+
 def _rows(x: Tensor) -> Tensor:
     """``(rows, c)`` with dense rows; a view where the memory allows it."""
     rows = x.reshape(-1, x.shape[-1])
@@ -269,6 +275,6 @@ def share_rows(
     else:
         parts = -(-threads // blocks)
     block_rows = -(-rows // blocks)
-    thread_bytes = (block_rows * sum(map(rounded, widths)) + more) * _FLOAT_BYTES
-    memory = steps.buffer("workspace", [threads * thread_bytes], torch.uint8)
-    return SharingArg(threads, block_rows, parts, memory.data_ptr(), thread_bytes), memory
+    thread_floats = block_rows * sum(map(rounded, widths)) + more
+    memory = steps.buffer("workspace", [threads * thread_floats])
+    return SharingArg(threads, block_rows, parts, memory.data_ptr(), thread_floats), memory

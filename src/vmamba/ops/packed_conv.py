@@ -15,6 +15,7 @@ from vmamba.ops.packed import (
     MatrixArg,
     PackedMatrix,
     SharingArg,
+    affine_rows,
     rounded,
     share_rows,
 )
@@ -78,10 +79,7 @@ class PackedConvolution:
         self.stride, self.padding = stride, padding
         self.activation = activation
         self.matrix = PackedMatrix(weight.detach().permute(0, 2, 3, 1).reshape(outputs, -1), bias, dtype)
-        self.norm = None
-        if norm is not None:
-            self.norm = torch.zeros(2, rounded(outputs))
-            self.norm[0, :outputs], self.norm[1, :outputs] = norm[0].detach(), norm[1].detach()
+        self.norm = None if norm is None else affine_rows(norm[0], norm[1])
         self.eps = 0.0 if norm is None else norm[2]
 
     def __call__(self, steps: Steps, x: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vmamba.errors import BackendError
 from vmamba.ops.backends import native
 from vmamba.ops.backends.interface import Run, record
 from vmamba.ops.backends.native import Step
@@ -56,29 +55,42 @@ class Immediate:
 
     def add(self, step: Step) -> None:
         """See `Steps`."""
-        isa = native.run(step)
-        if step.name == "ss2d_forward":
-            record(Run("oflex", "ss2d_scan", detail=isa))
+        _record(step, native.run(step))
 
 
-class _Sizes(Immediate):
+def _record(step: Step, isa: str) -> None:
+    """Tell `recorded_runs` of a call that is a scan."""
+    if step.name == "ss2d_forward":
+        record(Run("oflex", "ss2d_scan", detail=isa))
+
+
+class _Reused(Immediate):
+    """Memory that is used again: two buffers for results, and what is updated stays where it is."""
+
+    def __init__(self) -> None:
+        self._results = 0
+
+    def result(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """See `Steps`."""
+        self._results += 1
+        return self.buffer(f"result {self._results % 2}", shape, dtype)
+
+    def updated(self, x: Tensor) -> Tensor:
+        """See `Steps`."""
+        return x
+
+
+class _Sizes(_Reused):
     """Makes no calls; notes how much memory they use."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.bytes: dict[str, int] = {}
-        self._results = 0
 
     def buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         memory = torch.empty(shape, dtype=dtype)
         self.bytes[name] = max(self.bytes.get(name, 0), memory.nbytes)
         return memory
-
-    def result(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        self._results += 1
-        return self.buffer(f"result {self._results % 2}", shape, dtype)
-
-    def updated(self, x: Tensor) -> Tensor:
-        return x
 
     def add(self, step: Step) -> None:
         pass
@@ -93,7 +105,7 @@ class _StepArg(ctypes.Structure):  # vmamba::Step
     )
 
 
-class Program(_Sizes):
+class Program(_Reused):
     """The calls of ``build`` for one shape.
 
     Args:
@@ -144,11 +156,10 @@ class Program(_Sizes):
         with self._lock:  # one memory for all
             self._input.copy_(x)
             if self._run(self._table, ctypes.c_int64(len(self._steps))) != 0:
-                raise BackendError(f"the compiled CPU kernels were built from other sources: {native.MEND}")
+                raise native.other_sources()
             y = self._output.clone()
         for step, isa in zip(self._steps, self._isas, strict=True):
-            if step.name == "ss2d_forward":
-                record(Run("oflex", "ss2d_scan", detail=isa))
+            _record(step, isa)
         return y
 
 

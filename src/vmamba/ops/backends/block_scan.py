@@ -43,16 +43,13 @@ def selective_scan(
     """See `vmamba.ops.selective_scan`."""
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     u, delta, A, B, C = (t.to(dtype) for t in (u, delta, A, B, C))
-    if delta_bias is not None:
-        delta = delta + delta_bias.to(dtype)[:, None]
-    if delta_softplus:
-        delta = softplus(delta)
+    delta = step_size(delta, None if delta_bias is None else delta_bias.to(dtype)[:, None], delta_softplus)
     k = B.shape[1]
     d = u.shape[1] // k
     step, scaled = (t.unflatten(1, (k, d)).transpose(2, 3) for t in (delta, delta * u))  # (b, k, l, d)
     B, C = B.transpose(2, 3), C.transpose(2, 3)  # (b, k, l, n)
     A = A.unflatten(0, (k, d)).transpose(1, 2)[:, None]  # (k, 1, n, d)
-    decay, drive, C = _recurrence(step, scaled, A, B, C)
+    decay, drive, C = recurrence(step, scaled, A, B, C)
     y = _scan(decay, drive, C, 2, across=False)
     y = y.transpose(2, 3).flatten(1, 2)  # (b, k·d, l)
     return y if D is None else y + D.to(dtype)[:, None] * u
@@ -115,11 +112,8 @@ def _directions(
     x_dbl = torch.stack([t.flip(flip) if flip else t for t, flip in zip(x_dbl.unbind(3), flips, strict=True)])
     low_rank, B, C = x_dbl.split([r, n, n], dim=-1)  # (g, b, across, along, …)
     delta = torch.bmm(low_rank.flatten(1, 3), dt_weight.transpose(1, 2)).unflatten(1, low_rank.shape[1:4])
-    if dt_bias is not None:
-        delta = delta + dt_bias[:, None, None, None]
-    if delta_softplus:
-        delta = softplus(delta)
-    decay, drive, C = _recurrence(delta, delta * u, A[:, None, None, None], B, C)
+    delta = step_size(delta, None if dt_bias is None else dt_bias[:, None, None, None], delta_softplus)
+    decay, drive, C = recurrence(delta, delta * u, A[:, None, None, None], B, C)
     y = _scan(decay, drive, C, 3, across=True)
     images = [part.flip(flip) if flip else part for part, flip in zip(y.unbind(0), flips, strict=True)]
     total = images[0]
@@ -134,7 +128,7 @@ def _flips(way: Direction) -> list[int]:
     return [axis for axis, flip in ((1, across), (2, along)) if flip]
 
 
-def _recurrence(step: Tensor, scaled: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def recurrence(step: Tensor, scaled: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Decays, drives, and what states are multiplied by.
 
     ``step, scaled (…, d)``, ``A`` like ``(…, n, d)``, ``B, C (…, n)`` → each like ``(…, d)``, or ``(…, n, d)`` where
@@ -208,6 +202,13 @@ def _unfold(decay: Tensor, drive: Tensor, first: Tensor | None, axis: int) -> Te
     for a, x in zip(decay.unbind(axis)[:-1], drive.unbind(axis)[:-1], strict=True):
         states.append(x if first is None and len(states) == 1 else a * states[-1] + x)
     return torch.stack(states, axis)
+
+
+def step_size(delta: Tensor, bias: Tensor | None, delta_softplus: bool) -> Tensor:
+    """The step with its bias, already in shape, and softplus where asked for."""
+    if bias is not None:
+        delta = delta + bias
+    return softplus(delta) if delta_softplus else delta
 
 
 #: ``2 artanh(s) / s`` as a polynomial in s², lowest power first, s in [0, 1/3]: Chebyshev, error 4e-9.

@@ -230,7 +230,7 @@ def call(name: str, args: ctypes.Structure, isa_name: str | None = None) -> str:
     """
     chosen = isa_name or isa()
     if kernel(name)(ctypes.byref(args), ctypes.c_int64(ctypes.sizeof(args)), isas()[0].index(chosen)) != 0:
-        raise _other_sources()
+        raise other_sources()
     return chosen
 
 
@@ -247,9 +247,10 @@ def kernel(name: str) -> Any:
     """
     found = getattr(library(), f"vmamba_{name}", None)  # an older library lacks the newer kernels
     if found is None:
-        raise _other_sources()
+        raise other_sources()
     return found
 
 
-def _other_sources() -> BackendError:
+def other_sources() -> BackendError:
+    """What to raise where a kernel is missing or takes other arguments than it is given."""
     return BackendError(f"the compiled CPU kernels were built from other sources than this package's: {MEND}")

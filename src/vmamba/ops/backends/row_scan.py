@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vmamba.ops.backends.block_scan import softplus
+from vmamba.ops.backends.block_scan import recurrence, step_size
 from vmamba.ops.cross_scan import Direction, directions_of
 
 
@@ -73,20 +73,14 @@ def selective_scan(
     """See `vmamba.ops.selective_scan`; one run a position, which suits many short sequences (``cascade2d``)."""
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     u, delta, A, B, C = (t.to(dtype) for t in (u, delta, A, B, C))
-    if delta_bias is not None:
-        delta = delta + delta_bias.to(dtype)[:, None]
-    if delta_softplus:
-        delta = softplus(delta)
+    delta = step_size(delta, None if delta_bias is None else delta_bias.to(dtype)[:, None], delta_softplus)
     k, n = B.shape[1], B.shape[2]
     d = u.shape[1] // k
     step, scaled = (t.unflatten(1, (k, d)).permute(3, 0, 1, 2) for t in (delta, delta * u))  # (l, b, k, d)
     B, C = (t.permute(3, 0, 1, 2) for t in (B, C))  # (l, b, k, n)
     A = A.unflatten(0, (k, d)).transpose(1, 2)  # (k, n, d)
-    if n == 1:
-        y: Tensor = scan_rows(torch.exp(step * A[:, 0]), scaled * B, C, False)[0]
-    else:
-        decay = torch.exp(step[..., None, :] * A)  # (l, b, k, n, d)
-        y = scan_rows(decay, scaled[..., None, :] * B[..., None], C[..., None], False)[0].sum(-2)
+    y: Tensor = scan_rows(*recurrence(step, scaled, A, B, C), False)[0]
+    y = y if n == 1 else y.sum(-2)
     y = y.permute(1, 2, 3, 0).flatten(1, 2)  # (b, k·d, l)
     return y if D is None else y + D.to(dtype)[:, None] * u
 
@@ -149,15 +143,8 @@ def _direction(
     n, r = A.shape[0], dt_weight.shape[1]
     low_rank, B, C = x_dbl.split([r, n, n], dim=-1)
     delta = torch.matmul(low_rank, dt_weight.t())
-    if dt_bias is not None:
-        delta = delta + dt_bias
-    if delta_softplus:
-        delta = softplus(delta)
-    scaled = delta * u
-    if n == 1:
-        decay, drive = torch.exp(delta * A[0]), scaled * B
-    else:
-        decay, drive, C = torch.exp(delta[..., None, :] * A), scaled[..., None, :] * B[..., None], C[..., None]
+    delta = step_size(delta, dt_bias, delta_softplus)
+    decay, drive, C = recurrence(delta, delta * u, A, B, C)
     back_along, back_across = direction.flip_w, direction.flip_h
     if direction.by_column:
         back_along, back_across = back_across, back_along
