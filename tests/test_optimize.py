@@ -188,6 +188,9 @@ def test_mistakes() -> None:
     with pytest.raises(ConfigError, match="for inference; train the model that it was made from"):
         optimize(tiny(), example=images(), compile=False).train()
 
+    with pytest.raises(InputError, match=r"takes floating-point images, given torch\.uint8"):
+        optimize(tiny(), example=images(), compile=False)(images().byte())
+
     class Sharp(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -68,7 +68,15 @@ class Optimized(nn.Module):
         self._run = (run,)  # in a tuple, so that a module is not registered twice
 
     def forward(self, x: Tensor) -> Any:
-        """What the model returns for ``x``, floating-point tensors in the dtype of ``x``."""
+        """What the model returns for ``x``, floating-point tensors in the dtype of ``x``.
+
+        Raises:
+            InputError: ``x`` holds integers, which the conversion to `dtype` would hide from the model.
+        """
+        if not x.is_floating_point():
+            raise InputError(
+                f"the model takes floating-point images, given {x.dtype}; convert and normalise them first"
+            )
         return _as(x.dtype, _call(self._run[0], x.to(self.dtype)))
 
     def train(self, mode: bool = True) -> Optimized:
