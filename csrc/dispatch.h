@@ -7,7 +7,9 @@
 
 #include <cstdint>
 
-#if defined(_WIN32)
+#if defined(VMAMBA_INSIDE)  // part of another library
+#define VMAMBA_EXPORT extern "C"
+#elif defined(_WIN32)
 #define VMAMBA_EXPORT extern "C" __declspec(dllexport)
 #else
 #define VMAMBA_EXPORT extern "C" __attribute__((visibility("default")))

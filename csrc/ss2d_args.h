@@ -37,8 +37,7 @@ struct Ss2dForwardArgs {
   // (batch, directions, chunks - 1, states, channels), the states at the start of each chunk but the first; or null
   float* saved;
   float* workspace;         // threads * workspace_floats
-  int64_t workspace_floats; // columns * 64 + (columns + 66) * task_channels
-  int64_t task_channels;    // channels that one task walks together; a multiple of 16; does not change the result
+  int64_t workspace_floats; // columns * 64 + (columns + 66) * channels rounded up to 16
 };
 
 struct Ss2dBackwardArgs {

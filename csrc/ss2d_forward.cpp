@@ -94,13 +94,13 @@ void place_next(const Ss2dForwardArgs& args, int64_t image, int direction, const
 }
 
 // One direction of one image, for some lane blocks. `memory` holds the rows, the blocks' parameters, and tiles for y.
-void run_direction(const Ss2dForwardArgs& args, int64_t image, int turn, int64_t channel, float* memory, Tiles& tiles) {
+void run_direction(const Ss2dForwardArgs& args, int64_t image, int turn, int64_t channel, int64_t channels, float* memory,
+                   Tiles& tiles) {
   const Ss2dShape& shape = args.shape;
   const Tensor& x = args.in.x;
   const int k = TURNS[turn];
   const Walk walk = walk_of(shape, k);
-  const int64_t channels = smaller(shape.channels - channel, args.task_channels), blocks = ceil_div(channels, LANES);
-  const int64_t pixels = pixel_count(shape);
+  const int64_t blocks = ceil_div(channels, LANES), pixels = pixel_count(shape);
   float* rows = memory;
   float* strands = rows + column_count(shape) * PIXELS;
   float* sums = strands + blocks * strand_floats(shape);
@@ -154,16 +154,29 @@ void run_direction(const Ss2dForwardArgs& args, int64_t image, int turn, int64_t
   }
 }
 
+// Channels that one task walks together, which does not change the result. Few tasks walk an image less often, but threads
+// should get equally many. At most 96 of them, or on a small map as many as hold 4096 pixels together.
+int64_t task_channels(const Ss2dShape& shape) {
+  constexpr int64_t unit = 16;
+  const int64_t units = ceil_div(shape.channels, unit), work = shape.batch * units;
+  const int64_t small = 4096 / pixel_count(shape), most = small > 6 ? small : 6;
+  const int64_t rounds = ceil_div(work, shape.threads * most);
+  const int64_t together = ceil_div(work, shape.threads * rounds);
+  const int64_t slices = ceil_div(units, smaller(together, units));
+  return ceil_div(units, slices) * unit;
+}
+
 }  // namespace
 
 void ss2d_forward(const Ss2dForwardArgs& args) {
   expect_fill(args.y, args.shape.batch * pixel_count(args.shape) * args.shape.channels * 4);
-  const int64_t slices = ceil_div(args.shape.channels, args.task_channels);
+  const int64_t together = task_channels(args.shape), slices = ceil_div(args.shape.channels, together);
   share_tasks(args.shape.batch * slices, args.shape.threads, args.workspace, args.workspace_floats,
               [&](int64_t task, float* memory) {
                 alignas(64) Tiles tiles;
+                const int64_t first = task % slices * together, channels = smaller(args.shape.channels - first, together);
                 for (int turn = 0; turn < SS2D_DIRECTIONS; ++turn)
-                  run_direction(args, task / slices, turn, task % slices * args.task_channels, memory, tiles);
+                  run_direction(args, task / slices, turn, first, channels, memory, tiles);
               });
 }
 

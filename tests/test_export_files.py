@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +14,8 @@ import pytest
 import torch
 from export_cases import TINIEST, assert_same, node_count, onnx, onnx_logits, weight_file
 
-from vmamba.tasks import export_targets
-from vmamba.tasks.export import ExportConfig, Exported, export
+from vmamba.tasks import export_aoti, export_targets
+from vmamba.tasks.export import TOLERANCES, ExportConfig, Exported, export
 from vmamba.tasks.run_folder import Trained, load_trained
 
 openvino = pytest.importorskip("openvino")
@@ -102,13 +104,43 @@ def test_torch_export(make: Make, dynamic: str) -> None:
             assert_same(module(pixels).detach().numpy(), trained.model(pixels))
 
 
-def test_aoti(make: Make) -> None:
-    exported, trained = make("aoti")
-    loaded = torch._inductor.aoti_load_package(str(exported.files[0]))
-    pixels = pixels_of(1, 3, 24, 24)
-    with torch.no_grad():
-        assert_same(loaded(pixels).numpy(), trained.model(pixels))
+# v052dc scans by `selective_scan`, the others by `ss2d_scan`.
+@pytest.mark.parametrize(
+    ("forward_type", "dynamic", "dtype"),
+    [("v05_noz", "", "bfloat16"), ("v05_noz", EVERY, "float32"), ("v052dc", EVERY, "float32")],
+)
+def test_aoti(forward_type: str, dynamic: str, dtype: str, tmp_path: Path) -> None:
+    source = weight_file(tmp_path / "w.safetensors", **TINIEST, forward_type=forward_type, ssm_d_state=2)
+    path = tmp_path / "m.pt2"
+    tolerance = TOLERANCES[dtype]
+    assert export(ExportConfig(str(source), "aoti", path, dynamic, dtype)).error <= tolerance
+    trained = load_trained(source)
+    shapes = [(1, 3, 8, 8), (2, 3, 40, 33), (1, 3, 9, 300), (3, 3, 4, 4)] if dynamic else [(1, 3, 24, 24)]
+    images = [pixels_of(*shape) for shape in shapes]
+    torch.save(images, tmp_path / "images.pt")
+    subprocess.run([sys.executable, "-c", ALONE, str(tmp_path)], check=True)
+    got = torch.load(tmp_path / "logits.pt")
+    for pixels, logits in zip(images, got, strict=True):
+        with torch.inference_mode():
+            assert_same(logits.numpy(), trained.model(pixels), tolerance)
+    loaded = torch._inductor.aoti_load_package(str(path))
     assert json.loads(loaded.get_metadata()["classes"]) == list(trained.classes)
+
+
+ALONE = """
+import sys
+import torch
+folder = sys.argv[1]
+model = torch._inductor.aoti_load_package(folder + "/m.pt2")
+with torch.no_grad():
+    torch.save([model(pixels) for pixels in torch.load(folder + "/images.pt")], folder + "/logits.pt")
+assert "vmamba" not in sys.modules
+"""
+
+
+def test_aoti_without_the_kernels_library(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_aoti, "kernel_library", lambda: None)
+    assert make("aoti")[0].error <= 1e-4
 
 
 @pytest.mark.parametrize("to", ["openvino", "torch-export"])

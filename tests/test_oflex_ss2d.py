@@ -17,7 +17,7 @@ from vmamba.ops.reference import selective_scan_reference
 if native.obstacle() is not None:
     pytest.skip(f"no compiled kernels: {native.obstacle()}", allow_module_level=True)
 
-from vmamba.ops.backends.oflex_cpu_ss2d import ss2d_scan
+from vmamba.ops.backends.oflex_cpu_ss2d import readings_of, ss2d_scan
 
 ISAS = native.isas()[1]
 NAMES = ("x", "x_dbl", "dt_weight", "dt_bias", "A", "D")
@@ -288,7 +288,7 @@ def test_forward_is_the_same_whether_or_not_states_are_saved(isa: str) -> None:
 
 def test_saved_states_are_a_sixteenth_of_the_map() -> None:
     inputs = make_inputs(1, 32, 32, d=16, n=1, r=1)
-    _, saved = torch.ops.vmamba.ss2d_scan(*inputs.values(), "cross2d", True, True)
+    _, saved = torch.ops.vmamba.ss2d_scan(*inputs.values(), readings_of("cross2d"), True, True)
     two_chunks = 2 * 4 * 16  # of room, whatever the size
     assert saved.numel() - two_chunks <= inputs["x"].numel() / 16
 
@@ -314,9 +314,9 @@ def test_nothing_is_written_or_read_outside(isa: str) -> None:
 def test_opcheck() -> None:
     for save in (True, False):
         given = [t.requires_grad_(save) for t in make_inputs(2, 5, 7, d=5, n=2, r=3).values()]
-        torch.library.opcheck(torch.ops.vmamba.ss2d_scan, (*given, "cross2d", True, save))
+        torch.library.opcheck(torch.ops.vmamba.ss2d_scan, (*given, readings_of("cross2d"), True, save))
     given[3] = given[5] = None
-    torch.library.opcheck(torch.ops.vmamba.ss2d_scan, (*given, "bidi", True, False))
+    torch.library.opcheck(torch.ops.vmamba.ss2d_scan, (*given, readings_of("bidi"), True, False))
 
 
 @pytest.mark.long
@@ -347,7 +347,7 @@ def test_compiles_and_exports() -> None:
 def test_save_false_refuses_gradients() -> None:
     given = [t.requires_grad_() for t in make_inputs(1, 3, 3, d=4, n=1, r=2).values()]
     with pytest.raises(BackendError, match="save=True"):
-        torch.ops.vmamba.ss2d_scan(*given, "cross2d", True, False)
+        torch.ops.vmamba.ss2d_scan(*given, readings_of("cross2d"), True, False)
 
 
 def test_double_backward_is_refused() -> None:

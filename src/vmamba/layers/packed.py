@@ -160,7 +160,7 @@ class PackedSS2D(Recordable):
                 v,
                 x_dbl.unflatten(-1, self.directions),
                 *parameters,
-                self.scan_mode,
+                oflex_cpu_ss2d.readings_of(self.scan_mode),
                 True,
                 y,
                 None,

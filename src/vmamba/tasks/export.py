@@ -109,11 +109,6 @@ def export(config: ExportConfig, console: Console | None = None) -> Exported:
     if source.warning:
         say(f"warning: {source.warning}", "yellow")
     say(f"exporting {source.described}")
-    if config.to == "aoti" and {"height", "width"} & set(config.axes):
-        say(
-            "warning: with height or width open the compiler takes more than ten minutes; without, one to three",
-            "yellow",
-        )
 
     metadata = weight_metadata(source.model_name, source.model.config, source.classes, source.preprocessing)
     graph = Graph(source.model, _example(source, config.axes), config.axes, getattr(torch, config.dtype), metadata)

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,17 @@ from vmamba.ops.backends.registry import stand_in
 
 #: Axes of the images that can be left open, by name.
 AXES = {"batch": 0, "height": 2, "width": 3}
+
+
+class ScanForm(Enum):
+    """How a graph holds the scan."""
+
+    #: PyTorch's own operators.
+    PLAIN = auto()
+    #: The operators of `vmamba.ops.backends.row_scan`, for ONNX.
+    ROWS = auto()
+    #: The operators of ``"oflex"``.
+    KERNEL = auto()
 
 
 @dataclass(frozen=True)
@@ -37,19 +49,15 @@ class Graph:
     dtype: torch.dtype
     metadata: Mapping[str, str]
 
-    def trace(self, *, with_rows: bool = False) -> torch.export.ExportedProgram:
-        """The graph, ``pixels → logits``, of PyTorch's own operators.
-
-        Args:
-            with_rows: leave the recurrence to `vmamba.ops.backends.row_scan`'s operators, for ONNX.
-        """
+    def trace(self, scan: ScanForm = ScanForm.PLAIN) -> torch.export.ExportedProgram:
+        """The graph, ``pixels → logits``, of PyTorch's own operators but for the scan, which has the form ``scan``."""
         model = self.model if self.dtype == torch.float32 else _Cast(self.model, self.dtype)
         # Named sizes are refused where the tracer asks whether one is 1, as it does to compare strides.
         dims = {AXES[axis]: torch.export.Dim.AUTO for axis in self.axes}
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            stack.enter_context(backend("torch"))
-            if with_rows:
+            stack.enter_context(backend("oflex" if scan is ScanForm.KERNEL else "torch"))
+            if scan is ScanForm.ROWS:
                 stack.enter_context(stand_in("torch", row_scan))
             elif not {"height", "width"} & set(self.axes):
                 stack.enter_context(stand_in("torch", block_scan))

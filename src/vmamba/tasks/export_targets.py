@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from vmamba.errors import ExportError
-from vmamba.tasks.export_graph import Graph
+from vmamba.tasks.export_aoti import write_aoti
+from vmamba.tasks.export_graph import Graph, ScanForm
 
 #: Pixels ``(b, in_chans, H, W)`` to logits ``(b, classes)``.
 Runner = Callable[[Tensor], Tensor]
@@ -66,14 +67,6 @@ def _open_torch_export(path: Path, graph: Graph) -> Runner:
     return lambda pixels: _without_gradients(module, pixels)
 
 
-def _write_aoti(graph: Graph, path: Path) -> list[Path]:
-    from torch._inductor import aoti_compile_and_package
-
-    configs = {"aot_inductor.metadata": dict(graph.metadata)}
-    aoti_compile_and_package(graph.trace(), package_path=str(path), inductor_configs=configs)
-    return [path]
-
-
 def _open_aoti(path: Path, graph: Graph) -> Runner:
     from torch._inductor import aoti_load_package
 
@@ -91,7 +84,7 @@ def _write_onnx(graph: Graph, path: Path) -> list[Path]:
 
     if sum(t.numel() * t.element_size() for t in graph.model.state_dict().values()) > _MOST_BYTES:
         raise ExportError("the weights are larger than an ONNX file can be (2 GB); export to torch-export")
-    traced = graph.trace(with_rows=True)
+    traced = graph.trace(ScanForm.ROWS)
     program = torch.onnx.export(
         traced,
         dynamo=True,
@@ -146,7 +139,7 @@ TARGETS: Mapping[str, Target] = {
     "torch-export": Target(
         ".pt2", ".export.pt2", (), "", _BOTH, "it computes in either", _write_torch_export, _open_torch_export
     ),
-    "aoti": Target(".pt2", ".aoti.pt2", (), "", _BOTH, "it computes in either", _write_aoti, _open_aoti),
+    "aoti": Target(".pt2", ".aoti.pt2", (), "", _BOTH, "it computes in either", write_aoti, _open_aoti),
     "onnx": Target(
         ".onnx",
         ".onnx",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,6 @@ from vmamba.ops.eager import plain_eager
 
 _CHUNK = 64  # pixels between two saved states, as in csrc/ss2d_args.h
 _LANES = 16  # of the widest instruction set; channels are cut in multiples of it
-_TOGETHER = 6  # lane blocks that one task of forward walks together, at most, or on a small map
-_SMALL = 4096  # as many as hold this many pixels together
 _GROUPS = 32  # backward cuts the batch into at most so many groups of images,
 _TASKS = 16  # and channels into slices, so that there are about this many tasks,
 _SLICES = 4  # but not into more than this, since each has its own sum for x_dbl's gradient
@@ -53,7 +51,6 @@ class _ForwardArgs(ctypes.Structure):
         ("saved", ctypes.c_void_p),
         ("workspace", ctypes.c_void_p),
         ("workspace_floats", ctypes.c_int64),
-        ("task_channels", ctypes.c_int64),
     )
 
 
@@ -98,11 +95,10 @@ class _Call:
         dt_bias: Tensor | None,
         A: Tensor,
         D: Tensor | None,
-        scan_mode: str,
+        readings: Sequence[int],
         delta_softplus: bool,
     ) -> None:
         self.batch, height, width, self.channels = x.shape
-        self.pixels = height * width
         self.rank, self.states = dt_weight.shape[2], A.shape[1]
         self.columns = self.rank + 2 * self.states
         self.threads = torch.get_num_threads()
@@ -117,7 +113,7 @@ class _Call:
             self.channels,
             self.rank,
             self.states,
-            _readings(scan_mode),
+            tuple(readings),
             delta_softplus,
             self.threads,
             *maps,
@@ -130,22 +126,13 @@ class _Call:
 
 
 @functools.cache
-def _readings(scan_mode: str) -> tuple[int, ...]:
+def readings_of(scan_mode: str) -> tuple[int, ...]:
+    """How the directions of a scan mode read the map: the numbers of ``vmamba::Ss2dReading``."""
     return tuple(d.by_column + 2 * d.flip_h + 4 * d.flip_w for d in directions_of(scan_mode))
 
 
 def _padded(channels: int) -> int:
     return -(-channels // _LANES) * _LANES
-
-
-def _task_channels(call: _Call) -> int:
-    """Channels of one task of forward: few tasks walk an image less often, but threads should get equally many."""
-    blocks = -(-call.channels // _LANES)
-    most = max(_TOGETHER, _SMALL // call.pixels)
-    rounds = -(-call.batch * blocks // (call.threads * most))
-    together = -(-call.batch * blocks // (call.threads * rounds))
-    slices = -(-blocks // min(together, blocks))
-    return -(-blocks // slices) * _LANES
 
 
 def _saved_shape(x: Tensor, A: Tensor, save: bool) -> tuple[int, ...]:
@@ -164,7 +151,7 @@ def _run(
     dt_bias: Tensor | None,
     A: Tensor,
     D: Tensor | None,
-    scan_mode: str,
+    readings: Sequence[int],
     delta_softplus: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -177,7 +164,7 @@ def _run(
         record(Run("oflex", "ss2d_scan", detail=native.isa()))
         return y, saved
     step = forward_step(
-        x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus, y, saved if save else None, torch.empty
+        x, x_dbl, dt_weight, dt_bias, A, D, readings, delta_softplus, y, saved if save else None, torch.empty
     )
     record(Run("oflex", "ss2d_scan", detail=native.run(step)))
     return y, saved
@@ -190,7 +177,7 @@ def forward_step(
     dt_bias: Tensor | None,
     A: Tensor,
     D: Tensor | None,
-    scan_mode: str,
+    readings: Sequence[int],
     delta_softplus: bool,
     y: Tensor,
     saved: Tensor | None,
@@ -199,16 +186,16 @@ def forward_step(
     """The forward kernel; not for empty maps.
 
     Args:
-        x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus: as of `vmamba.ops.ss2d_scan`; parameters float32.
+        x, x_dbl, dt_weight, dt_bias, A, D, delta_softplus: as of `vmamba.ops.ss2d_scan`; parameters float32.
+        readings: of the scan mode, see `readings_of`.
         y: the result, ``(b, h, w, d)``, contiguous, float32.
         saved: for the states that backward starts from, or None.
         empty: makes a float32 workspace of so many elements.
     """
-    call = _Call(x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus)
-    task_channels = _task_channels(call)
-    floats = call.columns * _CHUNK + (call.columns + _CHUNK + 2) * task_channels
+    call = _Call(x, x_dbl, dt_weight, dt_bias, A, D, readings, delta_softplus)
+    floats = call.columns * _CHUNK + (call.columns + _CHUNK + 2) * _padded(call.channels)
     workspace = empty(call.threads * floats)
-    args = _ForwardArgs(call.inputs, y.data_ptr(), _pointer(saved), workspace.data_ptr(), floats, task_channels)
+    args = _ForwardArgs(call.inputs, y.data_ptr(), _pointer(saved), workspace.data_ptr(), floats)
     return Step("ss2d_forward", args, (*call.tensors, y, saved, workspace))
 
 
@@ -223,7 +210,7 @@ def _(
     dt_bias: Tensor | None,
     A: Tensor,
     D: Tensor | None,
-    scan_mode: str,
+    readings: Sequence[int],
     delta_softplus: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -240,14 +227,14 @@ def _ss2d_scan_backward(
     dt_bias: Tensor | None,
     A: Tensor,
     D: Tensor | None,
-    scan_mode: str,
+    readings: Sequence[int],
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, x_dbl, dt_weight, dt_bias, A and D, empty where the input is None."""
     if x.numel() == 0:
         gradients = (None if t is None else torch.zeros_like(t) for t in (x, x_dbl, dt_weight, dt_bias, A, D))
         return tuple(torch.empty(0) if g is None else g for g in gradients)  # type: ignore[return-value]
-    call = _Call(x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus)
+    call = _Call(x, x_dbl, dt_weight, dt_bias, A, D, readings, delta_softplus)
     group_images = -(-call.batch // _GROUPS)
     groups = -(-call.batch // group_images)
     blocks = -(-call.channels // _LANES)
@@ -294,7 +281,7 @@ def _(
     dt_bias: Tensor | None,
     A: Tensor,
     D: Tensor | None,
-    scan_mode: str,
+    readings: Sequence[int],
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     def like(t: Tensor | None) -> Tensor:
@@ -304,12 +291,12 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, scan_mode, delta_softplus, save = inputs
+    *tensors, readings, delta_softplus, save = inputs
     if not save:
         raise BackendError("vmamba::ss2d_scan was called with save=False and needs gradients; pass save=True")
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1], *tensors)
-    ctx.options = scan_mode, delta_softplus
+    ctx.options = readings, delta_softplus
 
 
 def _backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
@@ -341,4 +328,4 @@ def ss2d_scan(
     )
     # An operator's way through the dispatcher takes as long as the kernel does on a small map.
     run = _ss2d_scan if save or not plain_eager(x, x_dbl, dt_weight, dt_bias, A, D) else _run
-    return run(x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus, save)[0]
+    return run(x, x_dbl, dt_weight, dt_bias, A, D, readings_of(scan_mode), delta_softplus, save)[0]
