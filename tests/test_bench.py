@@ -347,12 +347,13 @@ def test_every_combination_is_a_race(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_engine_is_a_candidate(tmp_path: Path, dtype: str) -> None:
-    words = words_of(engine=["eager", "onnx", "openvino"], dtype=[dtype])
+    compiled = ["aoti"] if dtype == "float32" else []  # takes the compiler half a minute
+    words = words_of(engine=["eager", *compiled, "onnx", "openvino"], dtype=[dtype])
     options = [*MODEL, "--batch", "2", "--threads", "1", "--output", str(tmp_path)]
     assert main(["bench", "model", "vmamba_nano", *words, *options]) == 0
     (one,) = read(tmp_path / "model.json")
     timings = {timing["name"].removeprefix("vmamba_nano, "): timing for timing in one["timings"]}
-    for engine in ("eager", "openvino"):
+    for engine in ("eager", *compiled, "openvino"):
         assert timings[engine]["extra"]["images/s"] == pytest.approx(2 / timings[engine]["median_ms"] * 1e3)
     assert ("bfloat16" in timings["onnx"]["absent"]) == (dtype == "bfloat16")
 

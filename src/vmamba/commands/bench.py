@@ -47,7 +47,7 @@ def _bench_model_options(parser: CommandParser) -> None:
         "--peer", type=str, action="append", metavar="NAME", help="A model of timm's to time beside them; once or more."
     )
     for name, text in (
-        ("engine", "eager (default), compile, optimize, onnx, openvino; once or more."),
+        ("engine", "eager (default), compile, optimize, aoti, onnx, openvino; once or more."),
         ("dtype", "float32 (default), bfloat16, float16; once or more."),
         ("size", "Side of the images in pixels (224); once or more."),
         ("batch", "Images at once (1); once or more."),

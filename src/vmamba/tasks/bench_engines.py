@@ -1,4 +1,4 @@
-"""What can run a model: PyTorch's eager mode and compiler, `vmamba.optimize`, ONNX Runtime, OpenVINO."""
+"""What can run a model: PyTorch's eager mode and compilers, `vmamba.optimize`, ONNX Runtime, OpenVINO."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ ENGINES = {
     "eager": "PyTorch, operation by operation",
     "compile": "torch.compile with frozen weights and fixed sizes",
     "optimize": "vmamba.optimize; for timm's models the same as compile",
+    "aoti": "AOTInductor's compiled file",
     "onnx": "ONNX Runtime",
     "openvino": "OpenVINO",
 }
@@ -47,7 +48,7 @@ def runner(engine: str, model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call
     """
     if engine == "optimize" and isinstance(model, VSSM):
         return _module(optimize(model, dtype, x), x)
-    if engine in ("onnx", "openvino"):
+    if engine in ("aoti", "onnx", "openvino"):
         return _exported(engine, model, x, dtype)
     model, x = copy.deepcopy(model).to(dtype), x.to(dtype)
     if engine == "eager":

@@ -31,7 +31,8 @@ def write_aoti(graph: Graph, path: Path) -> list[Path]:
     """Compile ``graph`` into the package ``path``, which says what it is; return the files."""
     from torch._inductor import aoti_compile_and_package
 
-    configs: dict[str, object] = {"aot_inductor.metadata": dict(graph.metadata)}
+    # Freezing lays the weights out for oneDNN's products; without it they go through slower ones.
+    configs: dict[str, object] = {"aot_inductor.metadata": dict(graph.metadata), "freezing": True}
     library = kernel_library()
     if library is None:
         aoti_compile_and_package(graph.trace(), package_path=str(path), inductor_configs=configs)
