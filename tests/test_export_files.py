@@ -73,7 +73,9 @@ def test_the_node_count_does_not_depend_on_the_image_size(make: Make, tmp_path: 
     large = export(ExportConfig(str(source), "onnx", tmp_path / "m.onnx")).files[0]
     small = make("onnx")[0].files[0]
     assert node_count(small) == node_count(large)
-    assert Counter(node.op_type for node in onnx.load(small).graph.node)["Scan"] == 4 * 2  # ways, levels
+    assert (
+        Counter(node.op_type for node in onnx.load(small).graph.node)["Scan"] == 2
+    )  # along pieces, from piece to piece
 
 
 def test_openvino_at_any_size(make: Make) -> None:
@@ -148,7 +150,11 @@ def test_bfloat16(make: Make, to: str) -> None:
     full, half = make(to, EVERY)[0], make(to, "", "bfloat16")[0]
     assert full.error < half.error <= 5e-2
     if to == "openvino":
-        assert half.files[1].stat().st_size < 0.6 * full.files[1].stat().st_size
+        constants = [
+            op for op in openvino.Core().read_model(half.files[0]).get_ops() if "Constant" in op.get_type_name()
+        ]
+        wide = [op.get_byte_size() for op in constants if op.get_element_type() == openvino.Type.f32]
+        assert sum(wide) < 0.01 * sum(op.get_byte_size() for op in constants)
     else:
         dtypes = {t.dtype for t in torch.export.load(half.files[0]).state_dict.values()}
         assert dtypes == {torch.bfloat16}

@@ -20,12 +20,12 @@ OPSET = 20
 _ZERO = onnx.helper.make_tensor("zero", onnx.TensorProto.FLOAT, [1], [0.0])
 _ONE = onnx.helper.make_tensor("one", onnx.TensorProto.FLOAT, [1], [1.0])
 
-# onnxscript reads the source of these functions and refuses what its operators cannot say: no branch on `reverse`.
-# Bodies say their types, which OpenVINO does not infer.
+
+# onnxscript reads the source of this function. The body says its types, which OpenVINO does not infer.
 
 
 @script(default_opset=op)
-def _forward(
+def _scan_pieces(
     decay: FLOAT[...], drive: FLOAT[...], C: FLOAT[...]
 ) -> tuple[FLOAT[...], FLOAT[...], FLOAT[...], FLOAT[...]]:
     item = op.Shape(drive, start=1)
@@ -46,38 +46,8 @@ def _forward(
         num_scan_inputs=3,
     )
     return y, carried, end, total
-
-
-@script(default_opset=op)
-def _backward(
-    decay: FLOAT[...], drive: FLOAT[...], C: FLOAT[...]
-) -> tuple[FLOAT[...], FLOAT[...], FLOAT[...], FLOAT[...]]:
-    item = op.Shape(drive, start=1)
-
-    @graph()
-    def body(state: FLOAT[...], product: FLOAT[...], a: FLOAT[...], x: FLOAT[...], c: FLOAT[...]):
-        new_state = op.Add(op.Mul(a, state), x)
-        new_product = op.Mul(a, product)
-        return new_state, new_product, op.Mul(c, new_state), op.Mul(c, new_product)
-
-    end, total, y, carried = op.Scan(
-        op.ConstantOfShape(item, value=_ZERO),
-        op.ConstantOfShape(item, value=_ONE),
-        decay,
-        drive,
-        C,
-        body=body,
-        num_scan_inputs=3,
-        scan_input_directions=[1, 1, 1],
-        scan_output_directions=[1, 1],
-    )
-    return y, carried, end, total
-
-
-def _scan_rows(decay: Any, drive: Any, C: Any, reverse: bool) -> Any:
-    return (_backward if reverse else _forward)(decay, drive, C)
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The table that ``torch.onnx.export`` takes as ``custom_translation_table``."""
-    return {torch.ops.vmamba.scan_rows.default: _scan_rows}
+    return {torch.ops.vmamba.scan_pieces.default: _scan_pieces}
