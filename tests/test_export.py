@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import io
 import os
 from pathlib import Path
 
 import pytest
 import torch
 from export_cases import TINIEST, small_model, weight_file
+from rich.console import Console
 
 from vmamba.app import COMMANDS
 from vmamba.errors import CheckpointError, ConfigError, ExportError, OutputError
@@ -24,8 +26,10 @@ def test_bfloat16_is_refused_for_onnx() -> None:
         ExportConfig("vmamba_nano", "onnx", dtype="bfloat16")
 
 
-def fake_target(monkeypatch: pytest.MonkeyPatch, offset: float = 0.0, fails: BaseException | None = None) -> None:
-    """Let the target "openvino" be two text files, run by the model itself, off by a share of the scale."""
+def fake_target(
+    monkeypatch: pytest.MonkeyPatch, offset: float = 0.0, fails: BaseException | None = None, to: str = "openvino"
+) -> None:
+    """Let a target be two text files, run by the model itself, off by a share of the scale."""
 
     def write(graph: Graph, path: Path) -> list[Path]:
         path.write_text("graph")
@@ -42,9 +46,9 @@ def fake_target(monkeypatch: pytest.MonkeyPatch, offset: float = 0.0, fails: Bas
 
         return logits
 
-    target = export_targets.TARGETS["openvino"]
+    target = export_targets.TARGETS[to]
     values = {**vars(target), "write": write, "open": run, "packages": ()}
-    monkeypatch.setattr(export_module, "TARGETS", {**export_targets.TARGETS, "openvino": type(target)(**values)})
+    monkeypatch.setattr(export_module, "TARGETS", {**export_targets.TARGETS, to: type(target)(**values)})
 
 
 @pytest.mark.parametrize("offset", [2e-4, float("nan")])
@@ -161,6 +165,20 @@ def test_a_runs_own_images_are_used(colour_run: Path) -> None:
     assert source.pixels.shape == (4, 3, 16, 16)
     assert "4 validation images of folder" in source.described
     assert source.warning is None
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "library", "warned"), [("height", None, True), ("height", "a", False), ("", None, False)]
+)
+def test_without_the_scans_library_it_says_how_long_aoti_takes(
+    dynamic: str, library: str | None, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = weight_file(tmp_path / "w.safetensors", **TINIEST)
+    fake_target(monkeypatch, to="aoti")
+    monkeypatch.setattr(export_module, "kernel_library", lambda: library and Path(library))
+    said = io.StringIO()
+    export(ExportConfig(str(source), "aoti", tmp_path / "m.pt2", dynamic), Console(file=said))
+    assert ("more than ten minutes" in said.getvalue()) == warned
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

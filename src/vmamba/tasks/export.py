@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from vmamba.errors import ConfigError, ExportError, OutputError, VMambaError, nearest
+from vmamba.ops.backends import native
+from vmamba.tasks.export_aoti import kernel_library
 from vmamba.tasks.export_graph import AXES, Graph
 from vmamba.tasks.export_source import Source, load_source
 from vmamba.tasks.export_targets import TARGETS, Runner
@@ -109,6 +111,12 @@ def export(config: ExportConfig, console: Console | None = None) -> Exported:
     if source.warning:
         say(f"warning: {source.warning}", "yellow")
     say(f"exporting {source.described}")
+    if config.to == "aoti" and {"height", "width"} & set(config.axes) and kernel_library() is None:
+        say(
+            "warning: without the compiled kernels' static library inductor compiles the scan for all sizes itself, "
+            f"which takes far more than ten minutes; {native.MEND}, with torch 2.8 or newer",
+            "yellow",
+        )
 
     metadata = weight_metadata(source.model_name, source.model.config, source.classes, source.preprocessing)
     graph = Graph(source.model, _example(source, config.axes), config.axes, getattr(torch, config.dtype), metadata)

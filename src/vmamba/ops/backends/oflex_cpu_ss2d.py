@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -125,7 +124,6 @@ class _Call:
         return torch.empty(self.threads * floats, dtype=torch.float32)
 
 
-@functools.cache
 def readings_of(scan_mode: str) -> tuple[int, ...]:
     """How the directions of a scan mode read the map: the numbers of ``vmamba::Ss2dReading``."""
     return tuple(d.by_column + 2 * d.flip_h + 4 * d.flip_w for d in directions_of(scan_mode))
