@@ -131,6 +131,13 @@ AOTITorchError make(int64_t dim, const int64_t* sizes, AtenTensorHandle* handle,
   return 0;
 }
 
+// y, of the shape of `like`, and what the operator returns in place of the states that backward would want.
+AOTITorchError make_results(const View& like, AtenTensorHandle* y, float** y_data, AtenTensorHandle* saved) {
+  const int64_t none = 0;
+  float* nothing;
+  return make(like.dim, like.sizes, y, y_data) || make(1, &none, saved, &nothing) ? failure : 0;
+}
+
 // Memory that goes when the call ends.
 struct Workspace {
   AtenTensorHandle handle = nullptr;
@@ -186,13 +193,10 @@ extern "C" AOTITorchError aoti_torch_cpu_ss2d_scan(AtenTensorHandle x_handle, At
     if (wrong) return refuse("ss2d_scan", wrong);
   if (save || reading_count != SS2D_DIRECTIONS) return refuse("ss2d_scan", "it is not called as in inference");
 
-  const int64_t none = 0;
-  float *y_data, *none_data;
-  if (make(4, x.sizes, y, &y_data) || make(1, &none, saved, &none_data)) return failure;
+  if (make_results(x, y, &args.y, saved)) return failure;
   if (x.elements == 0) return 0;
   args.in.x = x.tensor;
   args.in.x_dbl = x_dbl.tensor;
-  args.y = y_data;
   Ss2dShape& shape = args.shape;
   shape.batch = x.sizes[0];
   shape.height = x.sizes[1];
@@ -225,15 +229,12 @@ extern "C" AOTITorchError aoti_torch_cpu_selective_scan(AtenTensorHandle u_handl
     if (wrong) return refuse("selective_scan", wrong);
   if (save) return refuse("selective_scan", "it is not called as in inference");
 
-  const int64_t none = 0;
-  float *y_data, *none_data;
-  if (make(3, u.sizes, y, &y_data) || make(1, &none, saved, &none_data)) return failure;
+  if (make_results(u, y, &args.y, saved)) return failure;
   if (u.elements == 0) return 0;
   args.in.u = u.tensor;
   args.in.delta = delta.tensor;
   args.in.B = B.tensor;
   args.in.C = C.tensor;
-  args.y = y_data;
   ScanShape& shape = args.shape;
   shape.batch = B.sizes[0];
   shape.groups = B.sizes[1];
