@@ -59,7 +59,7 @@ class Graph:
             stack.enter_context(backend("oflex" if scan is ScanForm.KERNEL else "torch"))
             if scan is ScanForm.ROWS:
                 stack.enter_context(stand_in("torch", row_scan))
-            elif not {"height", "width"} & set(self.axes):
+            elif scan is ScanForm.PLAIN and not {"height", "width"} & set(self.axes):
                 stack.enter_context(stand_in("torch", block_scan))
             program = torch.export.export(model, (self.example,), dynamic_shapes=(dims,), strict=False)
         fixed = [axis for axis, size in zip(self.axes, self.open_sizes(program), strict=True) if isinstance(size, int)]
