@@ -89,6 +89,7 @@ struct View {
 
   // As the fused kernel reads a map (b, h, w, …): the strides of images, pixels, and what is in a pixel.
   void take_as_map() {
+    if (wrong) return;
     const bool one_row = sizes[1] == 1, one_column = sizes[2] == 1;
     if (!contiguous_from(dim == 5 ? 4 : 3) || !(one_row || one_column || strides[1] == sizes[2] * strides[2]))
       wrong = "the pixels of a map do not lie at equal distances";
@@ -96,7 +97,9 @@ struct View {
     tensor.stride[2] = dim == 5 ? strides[3] : 1;
   }
 
+  // Its data, or null.
   const float* parameter() {
+    if (wrong) return nullptr;
     if (tensor.dtype != int64_t(Dtype::float32) || !contiguous_from(0)) wrong = "a parameter is not contiguous float32";
     return static_cast<const float*>(tensor.data);
   }
@@ -110,7 +113,7 @@ struct OptionalParameter {
   explicit OptionalParameter(const AtenTensorHandle* handle) {
     if (!handle) return;
     View view(*handle);
-    if (!view.wrong) data = view.parameter();
+    data = view.parameter();
     wrong = view.wrong;
   }
 };
@@ -183,12 +186,12 @@ extern "C" AOTITorchError aoti_torch_cpu_ss2d_scan(AtenTensorHandle x_handle, At
   View x(x_handle), x_dbl(x_dbl_handle), dt_weight(dt_weight_handle), A(A_handle);
   const OptionalParameter dt_bias(dt_bias_handle), D(D_handle);
   Ss2dForwardArgs args = {};
-  args.in.dt_weight = dt_weight.wrong ? nullptr : dt_weight.parameter();
-  args.in.A = A.wrong ? nullptr : A.parameter();
+  args.in.dt_weight = dt_weight.parameter();
+  args.in.A = A.parameter();
   args.in.dt_bias = dt_bias.data;
   args.in.D = D.data;
-  if (!x.wrong) x.take_as_map();
-  if (!x_dbl.wrong) x_dbl.take_as_map();
+  x.take_as_map();
+  x_dbl.take_as_map();
   for (const char* wrong : {x.wrong, x_dbl.wrong, dt_weight.wrong, A.wrong, dt_bias.wrong, D.wrong})
     if (wrong) return refuse("ss2d_scan", wrong);
   if (save || reading_count != SS2D_DIRECTIONS) return refuse("ss2d_scan", "it is not called as in inference");
@@ -222,7 +225,7 @@ extern "C" AOTITorchError aoti_torch_cpu_selective_scan(AtenTensorHandle u_handl
   View u(u_handle), delta(delta_handle), A(A_handle), B(B_handle), C(C_handle);
   const OptionalParameter D(D_handle), delta_bias(delta_bias_handle);
   ScanForwardArgs args = {};
-  args.in.A = A.wrong ? nullptr : A.parameter();
+  args.in.A = A.parameter();
   args.in.D = D.data;
   args.in.delta_bias = delta_bias.data;
   for (const char* wrong : {u.wrong, delta.wrong, A.wrong, B.wrong, C.wrong, D.wrong, delta_bias.wrong})

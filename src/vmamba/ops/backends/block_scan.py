@@ -16,6 +16,7 @@ The sizes of the map are numbers when it is traced; `vmamba.ops.backends.torch_s
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +82,7 @@ def ss2d_scan(
             step = (dt_weight[numbers], None if bias is None else bias[numbers])
             part = _directions(turned, turned_dbl[..., numbers, :], *step, A[numbers], ways, delta_softplus)
             parts.append(part.transpose(1, 2) if by_column else part)
-    y = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+    y = reduce(torch.add, parts)
     return y if D is None else y + x * D.to(dtype).unflatten(0, (k, d)).sum(0)
 
 
@@ -115,11 +116,8 @@ def _directions(
     delta = step_size(delta, None if dt_bias is None else dt_bias[:, None, None, None], delta_softplus)
     decay, drive, C = recurrence(delta, delta * u, A[:, None, None, None], B, C)
     y = _scan(decay, drive, C, 3, across=True)
-    images = [part.flip(flip) if flip else part for part, flip in zip(y.unbind(0), flips, strict=True)]
-    total = images[0]
-    for image in images[1:]:
-        total = total + image
-    return total
+    images = (part.flip(flip) if flip else part for part, flip in zip(y.unbind(0), flips, strict=True))
+    return reduce(torch.add, images)
 
 
 def _flips(way: Direction) -> list[int]:

@@ -15,6 +15,7 @@ Run eagerly it is a loop, for tests.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -180,8 +181,5 @@ def _merged(y: Tensor, shape: torch.Size, order: _Order) -> Tensor:
             y = y + by_column
         else:
             y, flips = torch.cat([y, by_column]), order.row_flips + order.column_flips
-    maps = [_flipped(t, *flip) for t, flip in zip(y.unflatten(0, (len(flips), b)), flips, strict=True)]
-    total = maps[0]
-    for one in maps[1:]:
-        total = total + one
-    return total
+    maps = (_flipped(t, *flip) for t, flip in zip(y.unflatten(0, (len(flips), b)), flips, strict=True))
+    return reduce(torch.add, maps)
