@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vmamba import create_model, optimize
-from vmamba.allocator import keep_freed_memory
+from vmamba.cli.allocator import keep_freed_memory
 from vmamba.layers import SS2D
 
 

@@ -21,11 +21,11 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from vmamba.allocator import keep_freed_memory
-from vmamba.commands.bench import BENCH, bench_scan_config
+from vmamba.bench.scan import ScanCase, run_bench_scan
+from vmamba.bench.timing import Candidate
+from vmamba.cli.allocator import keep_freed_memory
+from vmamba.cli.bench import BENCH, bench_scan_config
 from vmamba.errors import VMambaError
-from vmamba.tasks.bench_scan import ScanCase, run_bench_scan
-from vmamba.tasks.bench_timing import Candidate
 
 
 def obstacle(case: ScanCase, package: str) -> str:

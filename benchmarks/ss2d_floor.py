@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vmamba.ops.backends import native
-from vmamba.ops.backends.oflex_cpu_ss2d import ss2d_scan
+from vmamba.kernels.native import library as native
+from vmamba.kernels.native.ss2d_scan import ss2d_scan
 
 ROOT = Path(__file__).parents[1]
 GIGA = 1e-9

@@ -38,7 +38,8 @@ def colour_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def colour_run(colour_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder: a very small model trained on `colour_images` until it knows them."""
     from vmamba.data import DataConfig
-    from vmamba.tasks.train import TrainConfig, train
+    from vmamba.train.config import TrainConfig
+    from vmamba.train.run import train
 
     run = tmp_path_factory.mktemp("colour_run") / "run"
     train(

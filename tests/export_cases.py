@@ -11,7 +11,7 @@ import torch
 
 import vmamba
 from vmamba.data import Preprocessing
-from vmamba.tasks.run_folder import save_trained, weight_metadata
+from vmamba.train.run_folder import save_trained, weight_metadata
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vmamba.ops import selective_scan_reference
-from vmamba.ops.cross_scan import cross_merge, cross_scan
+from vmamba.scan import selective_scan_reference
+from vmamba.scan.orders import cross_merge, cross_scan
 
 
 def map_inputs(b: int, h: int, w: int, d: int, n: int, *, step: float = 0.0, decay: float = 1.0) -> list[Tensor | None]:

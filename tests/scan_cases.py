@@ -2,8 +2,9 @@
 
 import torch
 
-from vmamba.ops import selective_scan_reference
-from vmamba.ops.backends import BACKENDS, ScanCall
+from vmamba.kernels.interface import ScanCall
+from vmamba.scan import selective_scan_reference
+from vmamba.scan.dispatch import BACKENDS
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
 

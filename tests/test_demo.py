@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vmamba.cli import main
+from vmamba.cli.main import main
 
 
 @pytest.mark.long

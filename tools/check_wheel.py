@@ -5,8 +5,8 @@ import sys
 import torch
 
 import vmamba
-from vmamba.ops import recorded_runs, selective_scan, selective_scan_reference
-from vmamba.tasks.export_aoti import kernel_library
+from vmamba.export.aoti import kernel_library
+from vmamba.scan import recorded_runs, selective_scan, selective_scan_reference
 
 torch.manual_seed(0)
 u, delta = torch.randn(2, 2, 6, 40)

@@ -122,7 +122,7 @@ def _gradient_error(
     buffers = set(case.get("buffers") or ())
     keys = [key for key, _ in keyset if key not in buffers]
     # The values' order inside a tensor is row-major in either naming, so flattened heads agree.
-    names = vmamba.checkpoints.translate_keys({key: torch.zeros(shape) for key, shape in keyset}, model.state_dict())
+    names = vmamba.weights.translate_keys({key: torch.zeros(shape) for key, shape in keyset}, model.state_dict())
     of_key = dict(zip([key for key, _ in keyset], names, strict=True))
     gradients = [image.grad, *(own[of_key[key]] for key in keys)]
     norms = want["grad_norms"]

@@ -1,10 +1,9 @@
 """VMamba: visual state-space models that install with pip, train on any machine, and explain themselves.
 
-This page is the table of contents; `vmamba.ops` has the operators, `vmamba.layers` the layers, `vmamba.models` the
+This page is the table of contents; `vmamba.scan` has the operators, `vmamba.layers` the layers, `vmamba.models` the
 networks.
 """
 
-from vmamba.checkpoints import infer_config, load, load_weights, read_weights, save_weights
 from vmamba.errors import (
     BackendError,
     CheckpointError,
@@ -14,9 +13,10 @@ from vmamba.errors import (
     OutputError,
     VMambaError,
 )
+from vmamba.inference.engines import optimize
 from vmamba.layers import SS2D, VSSBlock
-from vmamba.models import VSSM, Backbone_VSSM, VSSMConfig, create_model, list_models
-from vmamba.ops import (
+from vmamba.models import VSSM, Backbone_VSSM, VSSMConfig, create_model, list_models, load
+from vmamba.scan import (
     backend,
     cross_merge_fn,
     cross_scan_fn,
@@ -25,9 +25,8 @@ from vmamba.ops import (
     selective_scan_fn,
     ss2d_scan,
 )
-from vmamba.optimized import optimize
-
-__version__ = "0.1.0"
+from vmamba.version import __version__
+from vmamba.weights import infer_config, load_weights, read_weights, save_weights
 
 __all__ = [
     "SS2D",
@@ -42,6 +41,7 @@ __all__ = [
     "VMambaError",
     "VSSBlock",
     "VSSMConfig",
+    "__version__",
     "backend",
     "create_model",
     "cross_merge_fn",

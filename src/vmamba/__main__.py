@@ -2,7 +2,7 @@
 
 import sys
 
-from vmamba.cli import main
+from vmamba.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from vmamba.data.images import mode_of
-from vmamba.data.preprocessing import Augmentation
+from vmamba.data.preprocessing import Augmentation, Preprocessing
 from vmamba.errors import ConfigError, nearest
 
 
@@ -134,3 +134,23 @@ class DataConfig:
     def defaults(self) -> DatasetDefaults:
         """The data set's row of the table."""
         return DATASETS[self.dataset]
+
+
+def preprocessing_for(config: DataConfig, fixed_size: tuple[int, int] | None = None) -> Preprocessing:
+    """The data set's preprocessing, with what ``config`` asks for instead.
+
+    ``fixed_size``, height and width, is for a data set without an image size of its own in the table.
+    """
+    row = config.defaults
+    size = config.image_size or row.image_size or fixed_size
+    assert size is not None
+    preprocessing = Preprocessing(
+        size, row.in_chans, row.mean, row.std, interpolation=row.interpolation, crop_pct=row.crop_pct
+    )
+    if config.in_chans is not None and config.in_chans != row.in_chans:
+        # One channel repeated, or three averaged.
+        def adapt(values: tuple[float, ...]) -> tuple[float, ...]:
+            return values * 3 if config.in_chans == 3 else (round(sum(values) / len(values), 4),)
+
+        preprocessing = replace(preprocessing, in_chans=config.in_chans, mean=adapt(row.mean), std=adapt(row.std))
+    return preprocessing

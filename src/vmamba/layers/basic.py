@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from vmamba.errors import ConfigError, nearest
-from vmamba.ops.depthwise import depthwise3x3
-from vmamba.ops.eager import plain_eager_cpu
+from vmamba.functional.depthwise import depthwise3x3
+from vmamba.functional.eager import plain_eager_cpu
 
 #: Upstream's names of activations.
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -78,7 +78,7 @@ class Conv2d(nn.Conv2d):
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def is_depthwise3x3(self) -> bool:
-        """Whether `vmamba.ops.depthwise.depthwise3x3` computes this."""
+        """Whether `vmamba.functional.depthwise.depthwise3x3` computes this."""
         return (
             self.groups == self.in_channels == self.out_channels
             and self.kernel_size == (3, 3)

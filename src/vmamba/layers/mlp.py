@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from vmamba.functional.eager import plain_eager_cpu
+from vmamba.functional.mlp import mlp_gelu
 from vmamba.layers.basic import is_idle, is_plain, make_activation
 from vmamba.layers.pointwise import Pointwise
-from vmamba.ops.eager import plain_eager_cpu
-from vmamba.ops.mlp import mlp_gelu
 
 
 class Mlp(nn.Module):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from vmamba.errors import ConfigError
 from vmamba.layers.basic import Conv2d
@@ -45,3 +46,10 @@ def make_patch_embed(
             OrderedDict([("0", first), ("2", norm(dim // 2)), ("4", nn.GELU()), ("5", second), ("7", norm(dim))])
         )
     raise ConfigError(f"patchembed_version {version!r} is unknown; legal: v1, v2")
+
+
+def resize_pos_embed(pos_embed: Tensor, h: int, w: int) -> Tensor:
+    """Resize ``(1, c, h₀, w₀)`` to ``(1, c, h, w)``: bicubic, corners not aligned; itself where the grids agree."""
+    if pos_embed.shape[-2:] == (h, w):
+        return pos_embed
+    return F.interpolate(pos_embed, size=(h, w), mode="bicubic", align_corners=False)

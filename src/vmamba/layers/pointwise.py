@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vmamba.ops.linear import linear
+from vmamba.functional.linear import linear
 
 
 class Pointwise(nn.Linear):

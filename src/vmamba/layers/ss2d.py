@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from vmamba.errors import ConfigError, InputError
+from vmamba.functional.depthwise import depthwise3x3
+from vmamba.functional.eager import plain_eager_cpu
+from vmamba.functional.linear import linear_add
 from vmamba.layers.basic import Conv2d, SoftmaxOverPlaces, is_idle, is_plain, make_activation
 from vmamba.layers.forward_type import ForwardType, OutNorm
 from vmamba.layers.norm import LayerNorm
 from vmamba.layers.pointwise import Pointwise
 from vmamba.layers.ssm_init import DIRECTIONS, init_projection_weight, init_scan_parameters
-from vmamba.ops.backends import ambient, check_name
-from vmamba.ops.cascade_scan import cascade_scan
-from vmamba.ops.depthwise import depthwise3x3
-from vmamba.ops.eager import plain_eager_cpu
-from vmamba.ops.linear import linear_add
-from vmamba.ops.ss2d_scan import ss2d_scan
+from vmamba.scan.cascade import cascade_scan
+from vmamba.scan.dispatch import ambient, check_name
+from vmamba.scan.ss2d_scan import ss2d_scan
 
 
 def make_out_norm(kind: OutNorm, d_inner: int) -> nn.Module:

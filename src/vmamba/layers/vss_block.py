@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vmamba.functional.eager import plain_eager_cpu
 from vmamba.layers.basic import DropPath, is_idle
 from vmamba.layers.mlp import GatedMlp, Mlp
 from vmamba.layers.norm import make_norm
 from vmamba.layers.ss2d import SS2D
-from vmamba.ops.eager import plain_eager_cpu
 
 
 class VSSBlock(nn.Module):

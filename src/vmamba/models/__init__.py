@@ -1,9 +1,9 @@
 """The networks and their names."""
 
+from vmamba.architecture.config import VSSMConfig
+from vmamba.architecture.variants import VARIANTS, Published, Variant, list_models, model_config
 from vmamba.models.backbone import Backbone_VSSM
-from vmamba.models.config import VSSMConfig
-from vmamba.models.registry import create_model, list_models, model_config
-from vmamba.models.variants import VARIANTS, Published, Variant
+from vmamba.models.create import create_model, load
 from vmamba.models.vssm import VSSM
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "Variant",
     "create_model",
     "list_models",
+    "load",
     "model_config",
 ]

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from vmamba.architecture.config import VSSMConfig
 from vmamba.errors import ConfigError
 from vmamba.layers.norm import make_norm
-from vmamba.models.config import VSSMConfig
 from vmamba.models.trunk import Trunk
 
 
@@ -48,7 +48,7 @@ class Backbone_VSSM(Trunk):  # noqa: N801 — upstream's name
         for i in self.out_indices:
             self.add_module(f"outnorm{i}", make_norm(self.config.norm_layer, self.config.dims[i]))
         if pretrained is not None:
-            from vmamba.checkpoints import load_backbone_weights
+            from vmamba.weights import load_backbone_weights
 
             load_backbone_weights(self, pretrained)
 

@@ -25,7 +25,7 @@ class HubMethods:
         Raises:
             OutputError: the place cannot be written, or the hub refuses.
         """
-        from vmamba.hub import save_pretrained
+        from vmamba.weights.hub import save_pretrained
 
         return save_pretrained(self, save_directory, **options)
 
@@ -45,7 +45,7 @@ class HubMethods:
             CheckpointError: there is no such folder or repository, or it cannot be used.
             ConfigError: an illegal configuration.
         """
-        from vmamba.hub import from_pretrained
+        from vmamba.weights.hub import from_pretrained
 
         return from_pretrained(cls, pretrained_model_name_or_path, **options)
 
@@ -62,6 +62,6 @@ class HubMethods:
         Raises:
             OutputError: no connection, no permission, or an illegal name.
         """
-        from vmamba.hub import push_to_hub
+        from vmamba.weights.hub import push_to_hub
 
         return push_to_hub(self, repo_id, **options)

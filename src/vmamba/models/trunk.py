@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vmamba.architecture.config import VSSMConfig
 from vmamba.errors import ConfigError, InputError
 from vmamba.layers.downsample import make_downsample
-from vmamba.layers.patch_embed import make_patch_embed
+from vmamba.layers.patch_embed import make_patch_embed, resize_pos_embed
 from vmamba.layers.vss_block import VSSBlock
-from vmamba.models.config import VSSMConfig
 
 
 class Stage(nn.Module):
@@ -151,13 +150,6 @@ class Trunk(nn.Module):
         for module in self.modules():
             if isinstance(module, VSSBlock):
                 module.use_checkpoint = enable
-
-
-def resize_pos_embed(pos_embed: Tensor, h: int, w: int) -> Tensor:
-    """Resize ``(1, c, h₀, w₀)`` to ``(1, c, h, w)``: bicubic, corners not aligned; itself where the grids agree."""
-    if pos_embed.shape[-2:] == (h, w):
-        return pos_embed
-    return F.interpolate(pos_embed, size=(h, w), mode="bicubic", align_corners=False)
 
 
 def init_weights(module: nn.Module) -> None:

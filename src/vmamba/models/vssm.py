@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from vmamba.architecture.config import VSSMConfig
 from vmamba.errors import ConfigError
 from vmamba.layers.norm import make_norm
-from vmamba.models.config import VSSMConfig
 from vmamba.models.hub_methods import HubMethods
 from vmamba.models.trunk import Trunk, init_weights
 

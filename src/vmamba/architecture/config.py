@@ -1,0 +1,183 @@
+"""The typed configuration of a VSSM: upstream's argument names, checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vmamba.errors import ConfigError, nearest
+from vmamba.layers.basic import ACTIVATIONS
+from vmamba.layers.forward_type import ForwardType
+from vmamba.layers.norm import NORMS
+from vmamba.layers.ssm_init import SSM_INITS
+from vmamba.scan.dispatch import check_name
+
+
+@dataclass(frozen=True)
+class VSSMConfig:
+    """Everything that makes a VSSM. Words may be in any case, lists may be tuples; ``dims=d`` means ``d, 2d, 4d, …``.
+
+    Attributes:
+        patch_size: side of a patch in pixels.
+        in_chans: image channels.
+        num_classes: classes of the head; 0 leaves the head out.
+        depths: blocks of each stage.
+        dims: channels of each stage.
+        ssm_d_state: state size ``n``, or ``"auto"``.
+        ssm_ratio: ``d_inner`` over channels; 0 leaves SS2D out.
+        ssm_dt_rank: rank of the step projection, or ``"auto"``.
+        ssm_act_layer: SS2D's activation: silu, gelu, relu or sigmoid.
+        ssm_conv: side of SS2D's depthwise convolution; below 2 there is none.
+        ssm_conv_bias: whether it has a bias.
+        ssm_drop_rate: dropout after SS2D.
+        ssm_init: v0, v1 or v2.
+        forward_type: upstream's string, see `ForwardType`.
+        mlp_ratio: the MLP's hidden width over channels; 0 leaves it out.
+        mlp_act_layer: its activation.
+        mlp_drop_rate: its dropout.
+        gmlp: gated MLP.
+        drop_path_rate: stochastic depth of the last block; the blocks rise to it linearly from 0.
+        patch_norm: norms in the patch embedding.
+        norm_layer: ln, ln2d (the same values) or bn.
+        downsample_version: v1, v2 or v3.
+        patchembed_version: v1 or v2.
+        use_checkpoint: recompute blocks in backward instead of keeping activations.
+        posembed: learned positional embedding.
+        imgsize: image side that ``pos_embed`` is made for.
+        post_norm: norm the branches' outputs instead of their inputs.
+        selective_scan_backend: None, oflex, mamba or torch.
+
+    Raises:
+        ConfigError: a value that is not legal.
+        BackendError: an unknown backend name.
+    """
+
+    patch_size: int = 4
+    in_chans: int = 3
+    num_classes: int = 1000
+    depths: tuple[int, ...] = (2, 2, 9, 2)
+    dims: tuple[int, ...] = (96, 192, 384, 768)
+    ssm_d_state: int | str = 16
+    ssm_ratio: float = 2.0
+    ssm_dt_rank: int | str = "auto"
+    ssm_act_layer: str = "silu"
+    ssm_conv: int = 3
+    ssm_conv_bias: bool = True
+    ssm_drop_rate: float = 0.0
+    ssm_init: str = "v0"
+    forward_type: str = "v2"
+    mlp_ratio: float = 4.0
+    mlp_act_layer: str = "gelu"
+    mlp_drop_rate: float = 0.0
+    gmlp: bool = False
+    drop_path_rate: float = 0.1
+    patch_norm: bool = True
+    norm_layer: str = "ln"
+    downsample_version: str = "v2"
+    patchembed_version: str = "v1"
+    use_checkpoint: bool = False
+    posembed: bool = False
+    imgsize: int = 224
+    post_norm: bool = False
+    selective_scan_backend: str | None = None
+
+    def __post_init__(self) -> None:
+        """Bring values into their canonical form and check them."""
+        for name in (
+            "ssm_act_layer",
+            "mlp_act_layer",
+            "ssm_init",
+            "norm_layer",
+            "downsample_version",
+            "patchembed_version",
+        ):
+            self._set(name, str(getattr(self, name)).lower())
+        self._set("depths", tuple(int(depth) for depth in self.depths))
+        dims = self.dims
+        if isinstance(dims, int):
+            dims = tuple(dims * 2**stage for stage in range(len(self.depths)))
+        self._set("dims", tuple(int(dim) for dim in dims))
+        for name in ("ssm_d_state", "ssm_dt_rank"):
+            value = getattr(self, name)
+            self._set(name, value if value == "auto" else self._whole(name, value))
+        self._check()
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    @staticmethod
+    def _whole(name: str, value: object) -> int:
+        try:
+            return int(value)  # type: ignore[call-overload, no-any-return]
+        except (TypeError, ValueError):
+            raise ConfigError(f"{name} {value!r} is neither a whole number nor 'auto'") from None
+
+    def _check(self) -> None:
+        if not self.depths or min(self.depths) < 0:
+            raise ConfigError(f"depths {self.depths} must name at least one stage and no negative number of blocks")
+        if len(self.dims) != len(self.depths):
+            raise ConfigError(f"dims {self.dims} and depths {self.depths} must have one entry a stage each")
+        for name, least in (("patch_size", 1), ("in_chans", 1), ("num_classes", 0), ("imgsize", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} {getattr(self, name)} must be at least {least}")
+        if min(self.dims) < 1:
+            raise ConfigError(f"dims {self.dims} must be positive")
+        for name in ("ssm_drop_rate", "mlp_drop_rate", "drop_path_rate"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"{name} {getattr(self, name)} must lie between 0 and 1")
+        for name in ("ssm_ratio", "mlp_ratio"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} {getattr(self, name)} must not be negative; 0 leaves the branch out")
+        for name, legal in (
+            ("ssm_act_layer", tuple(ACTIVATIONS)),
+            ("mlp_act_layer", tuple(ACTIVATIONS)),
+            ("ssm_init", SSM_INITS),
+            ("norm_layer", NORMS),
+            ("downsample_version", ("v1", "v2", "v3")),
+            ("patchembed_version", ("v1", "v2")),
+        ):
+            value = getattr(self, name)
+            if value not in legal:
+                raise ConfigError(f"{name} {value!r} is unknown; legal: {', '.join(legal)}{nearest(value, legal)}")
+        ForwardType.parse(self.forward_type)
+        check_name(self.selective_scan_backend)
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        """The names that `from_dict` takes."""
+        return tuple(field.name for field in dataclasses.fields(cls))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> VSSMConfig:
+        """Make a configuration from a mapping, such as a yacs node or a parsed JSON file.
+
+        Raises:
+            ConfigError: an unknown name, with the nearest legal ones.
+        """
+        legal = cls.field_names()
+        for name in values:
+            if name not in legal:
+                raise ConfigError(
+                    f"{name!r} is not an option of a VSSM{nearest(name, legal)}; legal: {', '.join(legal)}"
+                )
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict that `from_dict` turns back into an equal configuration."""
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def replace(self, **changes: Any) -> VSSMConfig:
+        """A copy with some values changed.
+
+        Raises:
+            ConfigError: an unknown name or an illegal value.
+        """
+        return self.from_dict({**{name: getattr(self, name) for name in self.field_names()}, **changes})
+
+    def drop_path_rates(self) -> list[float]:
+        """The rate of each block in order: from 0 to ``drop_path_rate`` linearly."""
+        blocks = sum(self.depths)
+        return [self.drop_path_rate * i / max(blocks - 1, 1) for i in range(blocks)]

@@ -1,0 +1,115 @@
+"""Calls of the scan operators to measure: random inputs of a size, how to run them, and what is right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vmamba.scan import cross_merge, cross_scan, selective_scan, selective_scan_reference, ss2d_scan
+from vmamba.scan.orders import SCAN_MODES, to_sequence
+
+#: By the operators' argument names; results are ``y`` and the gradients ``du``, ``ddelta``, …
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a call is. ``k`` is 4 for ``ss2d_scan``, and ``r`` is its alone; ``l = h·w``."""
+
+    b: int
+    k: int
+    d: int
+    n: int
+    h: int
+    w: int
+    r: int = 0
+
+
+def tolerance(dtype: torch.dtype, length: int) -> float:
+    """The largest error that rounding explains after ``length`` steps, as a part of a tensor's largest value.
+
+    In float32 every step adds a rounding, which makes a random walk: twice its root, and no less than 64 epsilons for
+    the sums of the gradients. In 16 bits results are rounded once more, by at most half an epsilon.
+    """
+    exact = torch.finfo(torch.float32).eps * max(64.0, 2 * math.sqrt(length))
+    return max(exact, torch.finfo(dtype).eps)
+
+
+def make_inputs(op: str, dtype: torch.dtype, size: Size) -> Tensors:
+    """Random inputs on the CPU in a fresh model's ranges; parameters in float32, as in a model under autocast."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    b, k, d, n, r, length = size.b, size.k, size.d, size.n, size.r, size.h * size.w
+    A = -torch.rand(k * d, n, generator=generator) - 0.5
+    D = torch.ones(k * d)
+    bias = normal(k * d) - 4  # softplus of it: steps around 0.02
+    if op == "selective_scan":
+        return {
+            "u": normal(b, k * d, length).to(dtype),
+            "delta": normal(b, k * d, length).to(dtype),
+            "A": A,
+            "B": normal(b, k, n, length).to(dtype),
+            "C": normal(b, k, n, length).to(dtype),
+            "D": D,
+            "delta_bias": bias,
+        }
+    return {
+        "x": normal(b, size.h, size.w, d).to(dtype),
+        "x_dbl": normal(b, size.h, size.w, k, r + 2 * n).to(dtype),
+        "dt_weight": normal(k, d, r) * r**-0.5,
+        "dt_bias": bias.view(k, d),
+        "A": A,
+        "D": D,
+    }
+
+
+def leaves(inputs: Tensors, device: str, dtype: torch.dtype | None = None) -> Tensors:
+    """Copies of ``inputs`` on ``device`` that ask for gradients."""
+    return {name: t.to(device, dtype or t.dtype, copy=True).requires_grad_() for name, t in inputs.items()}
+
+
+def run_scan(op: str, inputs: Tensors, backend: str) -> Tensor:
+    """The operator's output by one backend."""
+    run: Callable[..., Tensor] = selective_scan if op == "selective_scan" else ss2d_scan
+    return run(**inputs, delta_softplus=True, backend=backend)
+
+
+def run_loop(op: str, inputs: Tensors) -> Tensor:
+    """What the operator means, from the reference recurrence: the oracle where the inputs are float64."""
+    if op == "selective_scan":
+        return selective_scan_reference(**inputs, delta_softplus=True)
+    x, x_dbl, dt_weight, dt_bias, A, D = inputs.values()
+    h, w = x.shape[1:3]
+    (k, d, r), n = dt_weight.shape, A.shape[1]
+    maps = x_dbl.permute(0, 3, 4, 1, 2)  # (b, k, r + 2n, h, w)
+    sequences = torch.stack([to_sequence(maps[:, i], way) for i, way in enumerate(SCAN_MODES["cross2d"])], dim=1)
+    low_rank, B, C = sequences.split([r, n, n], dim=2)
+    delta = torch.einsum("kdr,bkrl->bkdl", dt_weight, low_rank.to(dt_weight.dtype))
+    u = cross_scan(x.permute(0, 3, 1, 2)).flatten(1, 2)
+    y = selective_scan_reference(u, delta.flatten(1, 2), A, B, C, D, dt_bias.flatten(), delta_softplus=True)
+    return cross_merge(y.unflatten(1, (k, d)), h, w).permute(0, 2, 3, 1)
+
+
+def results(y: Tensor, inputs: Tensors, y_gradient: Tensor) -> Tensors:
+    """The output and the gradient of each input, named `y` and `d…`."""
+    gradients = torch.autograd.grad(y, list(inputs.values()), y_gradient.to(y.dtype))
+    return {"y": y.detach(), **{f"d{name}": g for name, g in zip(inputs, gradients, strict=True)}}
+
+
+def relative_error(got: Tensor, expected: Tensor, floor: float = 0.0) -> float:
+    """Largest difference as a part of the largest expected value; NaN where anything is not a number.
+
+    Expected values that are all below ``floor`` count as that large; where they are all 0, any difference is infinite.
+    """
+    difference = float((got.detach().to("cpu", torch.float64) - expected).abs().max())
+    scale = max(float(expected.abs().max()), floor)
+    if scale == 0.0 and not math.isnan(difference):
+        return 0.0 if difference == 0.0 else math.inf
+    return difference / scale if scale else math.nan

@@ -1,0 +1,47 @@
+"""Commands that tell what there is: models, backends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmamba.cli.frame import Command, console
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+    from vmamba.cli.parsing import CommandParser
+
+
+def _models_options(parser: CommandParser) -> None:
+    parser.add_argument("pattern", nargs="?", default="*", help="Part of a name, or a pattern such as '*tiny*'.")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
+
+
+def _models(values: Namespace) -> int:
+    from vmamba.models.table import model_rows, models_table
+
+    rows = model_rows(values.pattern)
+    if values.json:
+        print(json.dumps([row.to_dict() for row in rows], indent=2))
+    else:
+        console().print(models_table(rows))
+    return 0
+
+
+def _backends_options(parser: CommandParser) -> None:
+    parser.add_argument("--check", action="store_true", help="Measure error against the reference, speed and memory.")
+    parser.add_argument("--json", type=Path, help="File for all figures.")
+
+
+def _backends(values: Namespace) -> int:
+    from vmamba.bench.backends.report import run_backends
+
+    return run_backends(values.check, values.json, console())
+
+
+MODELS = Command("List the named models.", _models_options, _models, config_file=False)
+BACKENDS = Command(
+    "Tell which scan backends run on this machine, and why not.", _backends_options, _backends, config_file=False
+)

@@ -1,0 +1,111 @@
+"""Commands that train models and use what was trained: demo, train, eval, predict, export."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vmamba.cli.frame import Command, add_paths, build, console
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+    from vmamba.cli.parsing import CommandParser
+
+
+def _demo_options(parser: CommandParser) -> None:
+    from vmamba.demo import DemoConfig
+
+    parser.add_group(DemoConfig)
+
+
+def _demo(values: Namespace) -> int:
+    from vmamba.demo import DemoConfig, demo
+
+    demo(build(DemoConfig, values), console())
+    return 0
+
+
+def _train_options(parser: CommandParser) -> None:
+    from vmamba.train.config import TrainConfig
+
+    parser.add_group(TrainConfig)
+
+
+def _train(values: Namespace) -> int:
+    from vmamba.train.config import TrainConfig
+    from vmamba.train.run import train
+
+    train(build(TrainConfig, values), console())
+    return 0
+
+
+def _eval_options(parser: CommandParser) -> None:
+    from vmamba.data import DataConfig
+    from vmamba.evaluate.measure import EvaluateConfig
+
+    add_paths(parser, "weights", "RUN_OR_FILE", "Run folder (its best weights), a run's weight file, or an ONNX file.")
+    parser.add_group(EvaluateConfig, skip={"weights", "data"})
+    # Size and channels are what the weights were trained with.
+    parser.add_group(DataConfig, "data", skip={"image_size", "in_chans"})
+
+
+def _eval_defaults(values: Namespace, given: Namespace) -> dict[str, Any]:
+    """The run's own images, for what the user did not give. Another data set does not lie where the run's does."""
+    from vmamba.evaluate.measure import trained_on, unknown_images
+    from vmamba.evaluate.predictor import load_classifier
+
+    own = trained_on(values.weights)
+    if own is not None:
+        kept = {f"data.{name}": value for name, value in vars(own).items() if name in vars(values.data)}
+        if given.get("data.dataset", own.dataset) != own.dataset:
+            del kept["data.data_dir"]
+        return kept
+    if "data" not in given:
+        load_classifier(values.weights, "auto")  # a file that is missing or broken is the worse news
+        raise unknown_images(values.weights)
+    return {}
+
+
+def _eval(values: Namespace) -> int:
+    from vmamba.evaluate.measure import EvaluateConfig, evaluate
+
+    evaluate(build(EvaluateConfig, values), console())
+    return 0
+
+
+def _predict_options(parser: CommandParser) -> None:
+    from vmamba.evaluate.predict import PredictConfig
+
+    add_paths(
+        parser, "paths", "IMAGE_OR_FOLDER", "Image files, and folders that are searched through and through.", "+"
+    )
+    parser.add_group(PredictConfig, skip={"paths"})
+
+
+def _predict(values: Namespace) -> int:
+    from vmamba.evaluate.predict import PredictConfig, predict
+
+    values.paths = tuple(values.paths)
+    predict(build(PredictConfig, values), console())
+    return 0
+
+
+def _export_options(parser: CommandParser) -> None:
+    from vmamba.export.exporter import ExportConfig
+
+    parser.add_argument("source", metavar="RUN_OR_NAME", help="Run folder, weight file, or a model's name.")
+    parser.add_group(ExportConfig, skip={"source"})
+
+
+def _export(values: Namespace) -> int:
+    from vmamba.export.exporter import ExportConfig, export
+
+    export(build(ExportConfig, values), console())
+    return 0
+
+
+DEMO = Command("Train a small model on digits, measure it, predict; a few minutes.", _demo_options, _demo)
+TRAIN = Command("Train a model.", _train_options, _train)
+EVAL = Command("Measure trained weights on labelled images.", _eval_options, _eval, _eval_defaults)
+PREDICT = Command("Classify image files with trained weights.", _predict_options, _predict)
+EXPORT = Command("Export a model to ONNX, OpenVINO or PyTorch files.", _export_options, _export, config_file=False)

@@ -1,0 +1,25 @@
+"""The table of commands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vmamba.cli.bench import BENCH
+from vmamba.cli.frame import Command, CommandGroup
+from vmamba.cli.info import BACKENDS, MODELS
+from vmamba.cli.migrate import MIGRATE
+from vmamba.cli.runs import DEMO, EVAL, EXPORT, PREDICT, TRAIN
+from vmamba.cli.weights import WEIGHTS
+
+COMMANDS: Mapping[str, Command | CommandGroup] = {
+    "demo": DEMO,
+    "train": TRAIN,
+    "eval": EVAL,
+    "predict": PREDICT,
+    "export": EXPORT,
+    "models": MODELS,
+    "weights": WEIGHTS,
+    "backends": BACKENDS,
+    "bench": BENCH,
+    "migrate": MIGRATE,
+}

@@ -1,0 +1,128 @@
+"""The demonstration: train a small model on digits, measure it, classify held-out images, and say what to look at."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from vmamba.data import DataConfig, Splits, load_splits
+from vmamba.device import pick_device
+from vmamba.errors import OutputError
+from vmamba.evaluate.measure import EvaluateConfig, Evaluation, evaluate
+from vmamba.evaluate.predict import SHEET_NAME, PredictConfig, predict
+from vmamba.output import check_writable_folder, create_folder
+from vmamba.tasks.classification.prediction import Prediction
+from vmamba.train.config import TrainConfig
+from vmamba.train.run import train
+from vmamba.train.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: Tells a folder that an earlier demonstration made, and may be made anew, from anything else.
+_MARK = ".vmamba-demo"
+_RUN, _HELD_OUT, _PREDICTIONS, _EVAL = "run", "held_out", "predictions", "eval.json"
+_IMAGES_A_CLASS = 3
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """How to run the demonstration.
+
+    Attributes:
+        output: Folder for everything; one that an earlier demonstration made is made anew.
+        seed: Of weights, order and augmentation.
+        epochs: Passes over the training images.
+        device: auto, cpu, cuda, mps or xpu.
+    """
+
+    output: Path = Path("demo")
+    seed: int = 0
+    epochs: int = 20
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What came out."""
+
+    evaluation: Evaluation
+    predictions: list[Prediction]
+    seconds: float
+
+
+def demo(config: DemoConfig, console: Console | None = None) -> DemoResult:
+    """Train, evaluate and predict, and end by naming the files to look at.
+
+    Raises:
+        OutputError: the folder cannot be written, or holds something else than an earlier demonstration.
+    """
+    started = time.monotonic()
+    output = config.output
+
+    def say(text: str = "", style: str | None = None) -> None:
+        if console is not None:
+            console.print(text, style=style, soft_wrap=True, markup=False)
+
+    training = TrainConfig(
+        model="vmamba_nano", epochs=config.epochs, seed=config.seed, device=config.device, output=output / _RUN
+    )
+    pick_device(config.device)  # a mistake here must not cost what an earlier demonstration left
+    _fresh_folder(output)
+    say("1. Train vmamba_nano on scikit-learn's handwritten digits", "bold")
+    train(training, console)
+
+    say("\n2. Measure it on the test images, which it has not seen", "bold")
+    evaluation = evaluate(EvaluateConfig(output / _RUN, json=output / _EVAL, device=config.device), console)
+
+    say(f"\n3. Classify {_IMAGES_A_CLASS} test images of each digit, from PNG files", "bold")
+    splits = load_splits(DataConfig())
+    _write_images(splits, output / _HELD_OUT)
+    predictions = predict(
+        PredictConfig(
+            (output / _HELD_OUT,), output / _RUN, output=output / _PREDICTIONS, truth="folder", device=config.device
+        ),
+        console,
+    )
+    seconds = time.monotonic() - started
+    say(f"\nDone in {seconds:.0f} s: {evaluation.scores.top1:.1%} of the test images right. Look at", "bold")
+    run = RunFolder(output / _RUN)
+    for path, what in (
+        (output / _PREDICTIONS / SHEET_NAME, "held-out digits with what the model takes them for"),
+        (run.curves, "loss and accuracy, epoch by epoch"),
+        (run.confusion, "which digits are taken for which"),
+        (output / _EVAL, "every figure of the evaluation"),
+        (run.path, "the run: weights, configuration, metrics"),
+    ):
+        say(f"  {path!s:<40} {what}")
+    say("Next: your own images, in one folder for each class")
+    say("  vmamba train --data.dataset folder --data.data_dir FOLDER")
+    return DemoResult(evaluation, predictions, seconds)
+
+
+def _fresh_folder(path: Path) -> None:
+    check_writable_folder(path)
+    mark = path / _MARK
+    if path.is_dir() and any(path.iterdir()):
+        if not mark.is_file():
+            raise OutputError(f"output folder {path} is not empty and no demonstration's; name a new one with output")
+        for name in (_RUN, _HELD_OUT, _PREDICTIONS):
+            shutil.rmtree(path / name, ignore_errors=True)
+        (path / _EVAL).unlink(missing_ok=True)
+    create_folder(path)
+    try:
+        mark.touch()
+    except OSError as error:
+        raise OutputError(f"cannot write into {path}: {error.strerror}; choose another place") from error
+
+
+def _write_images(splits: Splits, folder: Path) -> None:
+    """Write the first few test images of each class to ``folder/<class>/<index>.png``."""
+    assert splits.test is not None
+    for label, name in enumerate(splits.classes):
+        create_folder(folder / name)
+        for index in [i for i, target in enumerate(splits.test.targets) if target == label][:_IMAGES_A_CLASS]:
+            splits.test[index][0].save(folder / name / f"{index:03d}.png")

@@ -1,0 +1,1 @@
+"""Trained models on images: measured where the truth is known, asked where it is not."""

@@ -1,0 +1,129 @@
+"""What is exported: a run, a weight file or a named model, with its classes, preprocessing and images to try it on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vmamba.data import Preprocessing, imagenet_class_names, load_splits
+from vmamba.errors import CheckpointError, ConfigError, VMambaError, nearest
+from vmamba.evaluate.measure import trained_on
+from vmamba.models import VARIANTS, VSSM, create_model, load
+from vmamba.train.run_folder import FORMAT, load_trained
+from vmamba.weights import OFFICIAL, read_weights
+
+_IMAGES = 4
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to export, in eval mode, on the CPU, in float32.
+
+    Attributes:
+        model: the model.
+        model_name: what it calls itself.
+        file_stem: for the exported file's name.
+        classes: in the logits' order.
+        preprocessing: from an image to pixels.
+        pixels: real images, ``(b, in_chans, H, W)``.
+        described: the weights and the images, in words.
+        warning: what the user should know about the weights, or None.
+    """
+
+    model: VSSM
+    model_name: str
+    file_stem: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    pixels: Tensor
+    described: str
+    warning: str | None = None
+
+
+def load_source(what: str) -> Source:
+    """Load a run's folder (its best weights), a weight file, or a named model.
+
+    A named model gets its released weights if they lie in torch hub's cache, and fresh ones otherwise; nothing is
+    downloaded.
+
+    Raises:
+        CheckpointError: weights that cannot be used.
+        ConfigError: neither a file nor a model's name; a model without a head.
+    """
+    path = Path(what)
+    if path.exists():
+        return _from_path(path)
+    if what in VARIANTS:
+        return _from_name(what)
+    if path.suffix or len(path.parts) > 1:
+        raise CheckpointError(f"there is no run or weight file {what}")
+    raise ConfigError(
+        f"{what!r} is neither a run's folder, a weight file nor a model{nearest(what, VARIANTS)}; "
+        "`vmamba models` lists the models"
+    )
+
+
+def _from_path(path: Path) -> Source:
+    if path.is_dir() or read_weights(path).metadata.get("format") == FORMAT:
+        trained = load_trained(path)
+        stem = path.resolve().name if path.is_dir() else path.stem
+        pixels, images = _run_images(path, trained.preprocessing)
+        described = f"{trained.name} from {trained.weights_path}; {images}"
+        return Source(trained.model, trained.name, stem, trained.classes, trained.preprocessing, pixels, described)
+    return _bare(load(path).eval(), path.stem, path.stem, str(path), None)
+
+
+def _from_name(name: str) -> Source:
+    if name in OFFICIAL and OFFICIAL[name].path.is_file():
+        return _bare(create_model(name, pretrained=True).eval(), name, name, "its released weights", None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        model = create_model(name).eval()
+    get = f"; `vmamba weights get {name}` fetches its trained ones" if name in OFFICIAL else ""
+    warning = f"{name} has fresh, random weights: good for measuring speed, not for classifying{get}"
+    return _bare(model, name, name, "fresh weights", warning)
+
+
+def _bare(model: VSSM, name: str, stem: str, weights: str, warning: str | None) -> Source:
+    """Weights that do not say how they were trained: ImageNet's preprocessing and, for 1000 classes, its names."""
+    from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+    count, channels = model.config.num_classes, model.config.in_chans
+    if count < 1:
+        raise ConfigError(f"{name} has no head (num_classes={count}), so there are no logits to export")
+    mean, std = (
+        (values if channels == 3 else (sum(values) / 3,) * channels)
+        for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    )
+    preprocessing = Preprocessing(224, channels, tuple(mean), tuple(std), crop_pct=0.875)
+    classes = imagenet_class_names() if count == 1000 else tuple(str(i) for i in range(count))
+    pixels, images = _photographs(preprocessing)
+    return Source(model, name, stem, classes, preprocessing, pixels, f"{name} with {weights}; {images}", warning)
+
+
+def _run_images(path: Path, preprocessing: Preprocessing) -> tuple[Tensor, str]:
+    """The first validation images of the run, if its data are here; else photographs."""
+    try:
+        data = trained_on(path)
+        images = None if data is None else load_splits(data).val
+    except VMambaError:
+        images = None
+    if images is None or data is None or len(images) == 0:
+        return _photographs(preprocessing)
+    transform = preprocessing.eval_transform()
+    count = min(_IMAGES, len(images))
+    pixels = torch.stack([transform(images[i][0]) for i in range(count)])
+    return pixels, f"{count} validation images of {data.dataset}"
+
+
+def _photographs(preprocessing: Preprocessing) -> tuple[Tensor, str]:
+    from sklearn.datasets import load_sample_images
+
+    transform = preprocessing.eval_transform()
+    photographs = [Image.fromarray(image) for image in load_sample_images().images]
+    return torch.stack([transform(image) for image in photographs]), f"scikit-learn's {len(photographs)} photographs"

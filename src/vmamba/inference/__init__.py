@@ -1,0 +1,5 @@
+"""Running a trained model fast: `optimize`, and exported ONNX files."""
+
+from vmamba.inference.engines import Engine, Optimized, optimize
+
+__all__ = ["Engine", "Optimized", "optimize"]

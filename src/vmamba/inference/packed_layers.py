@@ -1,0 +1,305 @@
+"""Layers for inference on a CPU: weights packed, norms folded into them, each a few kernel calls.
+
+`vmamba.inference.pack.pack` puts them into a model.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vmamba.functional import depthwise
+from vmamba.inference.fold import affine_and_eps, can_fold, fold
+from vmamba.kernels.native import library as native
+from vmamba.kernels.native import ss2d_scan as oflex_cpu_ss2d
+from vmamba.kernels.native.convolution import PackedConvolution
+from vmamba.kernels.native.products import Activation, PackedMatrix, affine_rows, packed_linear, packed_mlp
+from vmamba.kernels.native.program import Immediate, Program, Steps, memory_of
+from vmamba.layers.basic import Conv2d, DropPath, is_plain
+from vmamba.layers.downsample import PatchMerging, merge_patches
+from vmamba.layers.mlp import Mlp
+from vmamba.layers.pointwise import Pointwise
+from vmamba.layers.ss2d import SS2D
+from vmamba.layers.vss_block import VSSBlock
+from vmamba.scan.dispatch import ambient
+
+_SHAPES_KEPT = 2  # for which a sequence keeps its program; all of vmamba_tiny then keep 200 MB at most
+_MOST_BYTES = 24 << 20  # that one program may keep
+_programs_lock = threading.Lock()
+
+
+def is_as_built(module: nn.Module) -> bool:
+    """Whether neither it nor a part of it was patched, has hooks, or lies elsewhere than in float32 on the CPU."""
+    return all(is_plain(part, type(part)) for part in module.modules()) and all(
+        p.device.type == "cpu" and p.dtype == torch.float32 for p in module.parameters()
+    )
+
+
+def activation_of(module: nn.Module) -> Activation | None:
+    """The kernels' name for an activation, None where they have none."""
+    if type(module) is nn.GELU and module.approximate == "none":
+        return "gelu"
+    return "silu" if type(module) is nn.SiLU else None
+
+
+class Recordable(nn.Module):
+    """A packed layer: kernel calls and nothing else, so that a `Program` can hold them."""
+
+    def steps(self, x: Tensor, steps: Steps) -> Tensor:
+        """Have the layer computed.
+
+        Args:
+            x: ``(b, h, w, c)``, contiguous. Its memory may be the result's.
+            steps: where the calls go.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(b, h, w, c) → (b, h', w', c')``; ``x`` is left alone."""
+        return self.steps(x.contiguous(), Immediate())
+
+
+class PackedVSSBlock(Recordable):
+    """A `VSSBlock` in evaluation mode. It keeps copies of the block's weights; the block can go."""
+
+    @staticmethod
+    def fits(block: nn.Module) -> bool:
+        """Whether this class computes it."""
+        return (
+            type(block) is VSSBlock
+            and is_as_built(block)
+            and not block.post_norm
+            and not block.channel_first
+            and type(block.drop_path) is DropPath
+            and (not block.ssm_branch or PackedSS2D.fits(block.norm, block.op))
+            and (not block.mlp_branch or PackedMlp.fits(block.norm2, block.mlp))
+        )
+
+    def __init__(self, block: VSSBlock, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.ssm = PackedSS2D(block.norm, block.op, dtype) if block.ssm_branch else None
+        self.mlp = PackedMlp(block.norm2, block.mlp, dtype) if block.mlp_branch else None
+
+    def steps(self, x: Tensor, steps: Steps) -> Tensor:
+        """See `Recordable`."""
+        for branch in (self.ssm, self.mlp):
+            x = x if branch is None else branch.steps(x, steps)
+        return x
+
+
+class PackedSS2D(Recordable):
+    """``x + op(norm(x))`` for an `SS2D`."""
+
+    @staticmethod
+    def fits(norm: nn.Module, op: SS2D) -> bool:
+        """Whether this class computes it."""
+        kind, conv = op.forward_type, op.conv2d
+        return (
+            can_fold(norm)
+            and type(op) is SS2D
+            and not op.channel_first
+            and type(op.in_proj) is type(op.out_proj) is Pointwise
+            and kind.scan_mode != "cascade2d"
+            and can_fold(op.out_norm)
+            and not kind.out_act
+            and type(op.dropout) is nn.Dropout
+            and type(op.act) is nn.SiLU
+            and type(conv) is Conv2d
+            and conv.is_depthwise3x3()
+            and ambient(op.selective_scan_backend) in (None, "oflex")
+        )
+
+    def __init__(self, norm: nn.Module, op: SS2D, dtype: torch.dtype) -> None:
+        super().__init__()
+        kind = op.forward_type
+        assert op.conv2d is not None
+        self.scan_mode, self.d_inner = kind.scan_mode, op.d_inner
+        in_weight, in_bias, self.norm_eps = fold(norm, op.in_proj)
+        d = op.d_inner
+        self.in_proj = PackedMatrix(in_weight[:d], in_bias[:d], dtype)
+        self.gate = PackedMatrix(in_weight[d:], in_bias[d:], dtype) if kind.gate else None
+        self.gate_act: Activation = "silu" if kind.gate_act else "none"
+        self.affine: Tensor | None = None
+        if kind.gate:  # comes between the norm and the product
+            scale, shift, self.out_eps = affine_and_eps(op.out_norm, d)
+            self.out_proj = PackedMatrix(op.out_proj.weight, op.out_proj.bias, dtype)
+            self.affine = affine_rows(scale, shift)
+        else:
+            out_weight, out_bias, self.out_eps = fold(op.out_norm, op.out_proj)
+            self.out_proj = PackedMatrix(out_weight, out_bias, dtype)
+        self.x_proj = PackedMatrix(op.x_proj_weight.flatten(0, 1), None, dtype)
+        self.directions = op.x_proj_weight.shape[:2]
+        self.taps = depthwise.taps_of(op.conv2d.weight.detach())
+        self.conv_bias = None if op.conv2d.bias is None else op.conv2d.bias.detach().clone()
+        self.A = -torch.exp(op.A_logs.detach())
+        self.D, self.dt_weight, self.dt_bias = (
+            t.detach().clone() for t in (op.Ds, op.dt_projs_weight, op.dt_projs_bias)
+        )
+
+    def steps(self, x: Tensor, steps: Steps) -> Tensor:
+        """See `Recordable`."""
+        if x.numel() == 0:
+            return x
+        inner = (*x.shape[:-1], self.d_inner)
+        u = packed_linear(steps, x, self.in_proj, steps.buffer("u", inner, x.dtype), norm_eps=self.norm_eps)
+        gate: tuple[Tensor, Tensor] | None = None
+        if self.gate is not None and self.affine is not None:
+            z = steps.buffer("z", inner)
+            packed_linear(steps, x, self.gate, z, norm_eps=self.norm_eps, activation=self.gate_act)
+            gate = z, self.affine
+        v = steps.buffer("v", inner, x.dtype)
+        steps.add(depthwise.forward_step(u, self.taps, self.conv_bias, True, v))
+        x_dbl = steps.buffer("x_dbl", (*x.shape[:-1], self.x_proj.outputs))
+        packed_linear(steps, v, self.x_proj, x_dbl)
+        y = steps.buffer("y", inner)
+        parameters = self.dt_weight, self.dt_bias, self.A, self.D
+        steps.add(
+            oflex_cpu_ss2d.forward_step(
+                v,
+                x_dbl.unflatten(-1, self.directions),
+                *parameters,
+                oflex_cpu_ss2d.readings_of(self.scan_mode),
+                True,
+                y,
+                None,
+                lambda size: steps.buffer("workspace", [size]),
+            )
+        )
+        return packed_linear(steps, y, self.out_proj, steps.updated(x), norm_eps=self.out_eps, gate=gate, residual=x)
+
+
+class PackedMlp(Recordable):
+    """``x + mlp(norm(x))`` for an `Mlp`."""
+
+    @staticmethod
+    def fits(norm: nn.Module, mlp: nn.Module) -> bool:
+        """Whether this class computes it."""
+        return (
+            can_fold(norm)
+            and type(mlp) is Mlp
+            and type(mlp.fc1) is type(mlp.fc2) is Pointwise
+            and activation_of(mlp.act) is not None
+            and type(mlp.drop) is nn.Dropout
+        )
+
+    def __init__(self, norm: nn.Module, mlp: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        assert isinstance(mlp, Mlp)
+        activation = activation_of(mlp.act)
+        assert activation is not None
+        self.activation = activation
+        weight, bias, self.norm_eps = fold(norm, mlp.fc1)
+        self.fc1 = PackedMatrix(weight, bias, dtype)
+        self.fc2 = PackedMatrix(mlp.fc2.weight, mlp.fc2.bias, dtype)
+
+    def steps(self, x: Tensor, steps: Steps) -> Tensor:
+        """See `Recordable`."""
+        return packed_mlp(
+            steps,
+            x,
+            self.fc1,
+            self.fc2,
+            steps.updated(x),
+            norm_eps=self.norm_eps,
+            activation=self.activation,
+            residual=x,
+        )
+
+
+class PackedPatchMerging(nn.Module):
+    """A `PatchMerging`."""
+
+    @staticmethod
+    def fits(module: nn.Module) -> bool:
+        """Whether this class computes it."""
+        return (
+            type(module) is PatchMerging
+            and is_as_built(module)
+            and can_fold(module.norm)
+            and type(module.reduction) is Pointwise
+        )
+
+    def __init__(self, module: PatchMerging, dtype: torch.dtype) -> None:
+        super().__init__()
+        weight, bias, self.norm_eps = fold(module.norm, module.reduction)
+        self.reduction = PackedMatrix(weight, bias, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(b, h, w, c) → (b, ⌈h/2⌉, ⌈w/2⌉, c')``."""
+        x = merge_patches(x)
+        y = torch.empty(*x.shape[:-1], self.reduction.outputs, dtype=x.dtype)
+        return packed_linear(Immediate(), x, self.reduction, y, norm_eps=self.norm_eps)
+
+
+class PackedConv(Recordable):
+    """A `Conv2d`, the layer norm behind it, and the activation behind that."""
+
+    @staticmethod
+    def fits(conv: nn.Module) -> bool:
+        """Whether this class computes it."""
+        return (
+            type(conv) is Conv2d
+            and is_as_built(conv)
+            and conv.groups == 1
+            and conv.dilation == (1, 1)
+            and conv.stride[0] == conv.stride[1]
+            and not isinstance(conv.padding, str)
+            and conv.padding[0] == conv.padding[1]
+            and conv.padding_mode == "zeros"
+        )
+
+    def __init__(self, conv: Conv2d, norm: nn.LayerNorm | None, activation: Activation, dtype: torch.dtype) -> None:
+        super().__init__()
+        assert not isinstance(conv.padding, str)
+        self.convolution = PackedConvolution(
+            conv.weight,
+            conv.bias,
+            conv.stride[0],
+            conv.padding[0],
+            dtype,
+            None if norm is None else (norm.weight, norm.bias, norm.eps),
+            activation,
+        )
+
+    def steps(self, x: Tensor, steps: Steps) -> Tensor:
+        """See `Recordable`."""
+        return self.convolution(steps, x)
+
+
+class PackedSequence(nn.Module):
+    """Packed layers one after the other, run as a `Program` for each input shape."""
+
+    def __init__(self, layers: Sequence[Recordable]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self._programs: OrderedDict[object, Program | None] = OrderedDict()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(b, h, w, c) → (b, h', w', c')``."""
+        program = self._program(x)
+        return self._steps(x.contiguous(), Immediate()) if program is None else program(x)
+
+    def _program(self, x: Tensor) -> Program | None:
+        key = (x.shape, x.dtype, torch.get_num_threads(), native.isa())
+        with _programs_lock:
+            if key not in self._programs:
+                bytes = memory_of(self._steps, x.shape, x.dtype)
+                # Where calls are long there is nothing to gain, and memory to lose.
+                fits = x.numel() > 0 and sum(bytes.values()) <= _MOST_BYTES
+                self._programs[key] = Program(self._steps, x.shape, x.dtype, bytes) if fits else None
+                while len(self._programs) > _SHAPES_KEPT:
+                    self._programs.popitem(last=False)
+            return self._programs[key]
+
+    def _steps(self, x: Tensor, steps: Steps) -> Tensor:
+        for layer in self.layers:
+            assert isinstance(layer, Recordable)
+            x = layer.steps(x, steps)
+        return x
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_programs": OrderedDict()}

@@ -1,0 +1,1 @@
+"""Who computes: functions from tensors to tensors. They know no operator, no autograd, and no model."""

@@ -1,0 +1,1 @@
+"""The compiled CPU kernels (``csrc/``): the library, what its functions take, and a Python function for each."""

@@ -1,0 +1,1 @@
+"""Rewriting files that ask for what was removed: behind ``vmamba migrate``."""

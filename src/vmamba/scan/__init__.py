@@ -1,0 +1,23 @@
+"""Tensors in, tensors out: the selective scan, its 2-d form, and the scan orders."""
+
+from vmamba.kernels.interface import recorded_runs
+from vmamba.scan.cascade import cascade_scan
+from vmamba.scan.dispatch import backend
+from vmamba.scan.orders import cross_merge, cross_merge_fn, cross_scan, cross_scan_fn
+from vmamba.scan.reference import selective_scan_reference
+from vmamba.scan.selective_scan import selective_scan, selective_scan_fn
+from vmamba.scan.ss2d_scan import ss2d_scan
+
+__all__ = [
+    "backend",
+    "cascade_scan",
+    "cross_merge",
+    "cross_merge_fn",
+    "cross_scan",
+    "cross_scan_fn",
+    "recorded_runs",
+    "selective_scan",
+    "selective_scan_fn",
+    "selective_scan_reference",
+    "ss2d_scan",
+]

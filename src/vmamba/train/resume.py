@@ -1,0 +1,123 @@
+"""Going on with a run: whose settings hold, and what must not have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vmamba.errors import ConfigError, DataError
+from vmamba.train.config import TrainConfig
+from vmamba.train.run_folder import RunFolder, config_from_dict
+
+#: Fields that may differ from the stored run's: they do not decide what the run is.
+FREE = ("epochs", "device", "num_workers", "save_every", "selective_scan_backend", "data.data_dir", "data.verify")
+
+
+def resumed_config(given: TrainConfig) -> TrainConfig:
+    """The resolved configuration to go on with: the stored run's, and the free fields that ``given`` sets.
+
+    Raises:
+        ConfigError: ``given`` sets another field to something else than the run had; names each with both values.
+    """
+    assert given.resume is not None
+    if given.output is not None and given.output.resolve() != given.resume.resolve():
+        raise ConfigError(
+            f"resume={given.resume} and output={given.output}: a run goes on in its own folder; leave output out"
+        )
+    stored = RunFolder(given.resume).read_config()
+    flat_given, flat_stored, flat_default = (_flat(c.to_dict()) for c in (given, stored, _defaults_like(given)))
+    merged = dict(flat_stored)
+    differing: list[str] = []
+    for name, value in flat_given.items():
+        if name in ("output", "resume") or value == flat_default.get(name) or value == flat_stored.get(name):
+            continue
+        if name in FREE:
+            merged[name] = value
+        else:
+            differing.append(f"{name} is {flat_stored.get(name)!r} there, {value!r} now")
+    if differing:
+        raise ConfigError(
+            f"cannot resume {given.resume} with other settings: {'; '.join(differing)}. Leave them out to go on with "
+            "the run's own, or start a new run"
+        )
+    config = config_from_dict(_nested(merged), str(given.resume))
+    return replace(config, output=given.resume, resume=given.resume)
+
+
+def check_same_data(stored: Mapping[str, str], now: Mapping[str, str], folder: Path) -> None:
+    """Refuse to go on with other images.
+
+    Raises:
+        DataError: a part differs; names each.
+    """
+    differing = [f"{k}: {stored.get(k)} then, {now.get(k)} now" for k in now if stored.get(k) != now.get(k)]
+    if differing:
+        raise DataError(f"cannot resume {folder}: its data have changed. {'; '.join(differing)}. Start a new run")
+
+
+def deciding_settings(config: TrainConfig) -> dict[str, Any]:
+    """The fields that decide what a run is, by dotted name: all but the free ones and where it lies."""
+    flat = _flat(config.to_dict())
+    return {name: value for name, value in flat.items() if name not in (*FREE, "output", "resume")}
+
+
+def check_same_settings(stored: Mapping[str, Any], config: TrainConfig, folder: Path) -> None:
+    """Refuse to go on under settings that somebody wrote into the folder's ``config.yaml`` after the start.
+
+    Args:
+        stored: `deciding_settings` as the run was started.
+        config: what to go on with.
+        folder: the run's.
+
+    Raises:
+        ConfigError: a deciding field differs; names each.
+    """
+    now = deciding_settings(config)
+    stored = {**deciding_settings(TrainConfig()), **stored}  # a run of an older version lacks what came since
+    differing = [f"{k} was {stored[k]!r}, is {value!r}" for k, value in now.items() if value != stored[k]]
+    if differing:
+        raise ConfigError(
+            f"cannot resume {folder}: its config.yaml has been changed since the run was started: "
+            f"{'; '.join(differing)}. Put them back, or start a new run"
+        )
+
+
+def check_epochs(config: TrainConfig, done: int, folder: Path) -> None:
+    """Refuse a number of epochs that has already been passed.
+
+    Raises:
+        ConfigError: ``config.epochs`` is fewer than the run has done.
+    """
+    if config.epochs is not None and config.epochs < done:
+        raise ConfigError(f"epochs={config.epochs}, but {folder} has done {done}; give {done} or more")
+
+
+def _defaults_like(given: TrainConfig) -> TrainConfig:
+    """The defaults, but for fields without which a configuration of this data set cannot be made."""
+    plain = TrainConfig()
+    if given.data.dataset == plain.data.dataset:
+        return plain
+    return replace(plain, data=replace(plain.data, dataset=given.data.dataset, data_dir=given.data.data_dir))
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in ("data", "augmentation"):
+            flat.update({f"{name}.{inner}": item for inner, item in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        head, _, tail = name.partition(".")
+        if tail:
+            nested.setdefault(head, {})[tail] = value
+        else:
+            nested[head] = value
+    return nested

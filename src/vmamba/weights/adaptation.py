@@ -1,0 +1,91 @@
+"""Weights as a start for another task: other classes, other input channels, another image size; all else strict."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vmamba.weights.loading import resolve
+from vmamba.weights.misfits import refuse_misfits
+from vmamba.weights.names import translate_keys
+
+_logger = logging.getLogger("vmamba")
+_HEAD = ("classifier.head.weight", "classifier.head.bias")
+_INPUT = "patch_embed.0.weight"
+
+
+def load_adapted(model: nn.Module, weights: str | Path | Mapping[str, Tensor], *, key: str | None = None) -> None:
+    """Load weights into a model that may have another head, other input channels or another ``imgsize``.
+
+    Args:
+        model: a `VSSM`. It is left untouched unless everything else fits.
+        weights: as in `load_weights`.
+        key: the entry of a training checkpoint to take, see `read_weights`.
+
+    Raises:
+        CheckpointError: an unreadable file, or weights that do not fit, see `adapt_to`.
+    """
+    source, state_dict = resolve(weights, key)
+    model.load_state_dict(adapt_to(state_dict, model, source))
+
+
+def adapt_to(state_dict: Mapping[str, Tensor], model: nn.Module, source: str = "the state dict") -> dict[str, Tensor]:
+    """Return ``state_dict`` as ``model`` can load it strictly.
+
+    - The head: where the model has another number of classes, its own fresh head stays; where it has none, the
+      weights' head is left out.
+    - Input channels, as timm adapts its models: one is the sum of the given ones, another number repeats them in turn,
+      times given over wanted, so that the sum over channels keeps its size.
+    - ``pos_embed`` is resized to the model's grid.
+    - Everything else must be there and fit.
+
+    Args:
+        state_dict: weights in any of upstream's namings.
+        model: a `VSSM`; it is not changed.
+        source: what messages call the weights.
+
+    Raises:
+        CheckpointError: missing, unexpected or mis-shaped keys besides, which it lists.
+    """
+    own: dict[str, Tensor] = model.state_dict()
+    adapted = translate_keys(state_dict, own)
+    _adapt_head(adapted, own)
+    _adapt_input(adapted, own)
+    refuse_misfits(source, adapted, own)
+    return adapted
+
+
+def _adapt_head(adapted: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    given, want = (weights[_HEAD[0]].shape[0] if _HEAD[0] in weights else 0 for weights in (adapted, own))
+    if given == want:
+        return
+    _logger.info("head: %d classes in the weights, %d in the model; the model's own stays", given, want)
+    for name in _HEAD:
+        adapted.pop(name, None)
+        if name in own:
+            adapted[name] = own[name]
+
+
+def _adapt_input(adapted: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    given, want = adapted.get(_INPUT), own.get(_INPUT)
+    if given is None or want is None or given.dim() != 4 or given.shape[1] == want.shape[1]:
+        return
+    _logger.info("input channels: %d in the weights, %d in the model", given.shape[1], want.shape[1])
+    adapted[_INPUT] = adapt_input_channels(given, want.shape[1])
+
+
+def adapt_input_channels(weight: Tensor, channels: int) -> Tensor:
+    """Turn a convolution's weight ``(out, c, side, side)`` into one over ``channels``, see `adapt_to`."""
+    given = weight.shape[1]
+    full = weight if weight.dtype == torch.float64 else weight.float()
+    if channels == 1:
+        adapted = full.sum(1, keepdim=True)
+    else:
+        repeated = full.repeat(1, math.ceil(channels / given), 1, 1)[:, :channels]
+        adapted = repeated * (given / channels)
+    return adapted.to(weight.dtype)

@@ -1,0 +1,82 @@
+"""Loading: strict, every key used and none missing, or a message that lists what does not fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from vmamba.architecture.config import VSSMConfig
+from vmamba.errors import CheckpointError
+from vmamba.weights.files import WeightFile, pick_state_dict, read_weights
+from vmamba.weights.misfits import refuse_misfits
+from vmamba.weights.names import translate_keys
+from vmamba.weights.recognition import Recognised, recognise
+
+
+def describe(file: WeightFile, source: str) -> Recognised:
+    """What a weight file says that it is, in its metadata's ``config``, or else what it is recognised as.
+
+    Raises:
+        CheckpointError: the description is broken, or there is none and the weights are no VSSM's.
+    """
+    own = file.metadata.get("config")
+    if own is None:
+        return recognise(file.state_dict, source)
+    try:
+        return Recognised(VSSMConfig.from_dict(json.loads(own)), file.metadata.get("model"), ())
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{source}: the configuration in its metadata cannot be read: {error}") from error
+
+
+def load_weights(
+    model: nn.Module,
+    weights: str | Path | Mapping[str, Tensor],
+    *,
+    key: str | None = None,
+    source: str = "the state dict",
+) -> None:
+    """Load weights strictly: a file or a state dict, in this package's naming or any of upstream's.
+
+    Args:
+        model: a `VSSM` or another module with its keys. It is left untouched unless everything fits.
+        weights: a ``.safetensors`` or PyTorch file, or a state dict (a whole training checkpoint too).
+        key: the entry of a training checkpoint to take, see `read_weights`.
+        source: what messages call a state dict.
+
+    Raises:
+        CheckpointError: an unreadable file; or missing, unexpected or mis-shaped keys, which it lists.
+    """
+    source, state_dict = resolve(weights, key, source)
+    own = model.state_dict()
+    translated = translate_keys(state_dict, own)
+    refuse_misfits(source, translated, own)
+    model.load_state_dict(translated)
+
+
+def load_backbone_weights(
+    model: nn.Module, weights: str | Path | Mapping[str, Tensor], *, key: str | None = None
+) -> None:
+    """Load a classification checkpoint into a backbone: strict, but for the classifier and the backbone's own
+    ``outnorm``s.
+
+    Raises:
+        CheckpointError: as `load_weights`.
+    """
+    source, state_dict = resolve(weights, key)
+    own = model.state_dict()
+    translated = {k: v for k, v in translate_keys(state_dict, own).items() if not k.startswith("classifier.")}
+    fresh = {k: v for k, v in own.items() if k.startswith("outnorm") and k not in translated}
+    refuse_misfits(source, {**fresh, **translated}, own)
+    model.load_state_dict({**fresh, **translated})
+
+
+def resolve(
+    weights: str | Path | Mapping[str, Tensor], key: str | None, source: str = "the state dict"
+) -> tuple[str, dict[str, Tensor]]:
+    """What messages call the weights, and the weights: read from a file, or taken out of a mapping."""
+    if isinstance(weights, Mapping):
+        return source, pick_state_dict(weights, key, source)
+    return str(weights), read_weights(weights, key).state_dict

@@ -1,0 +1,75 @@
+"""Upstream's released classification weights, as data, and the way they come into torch hub's cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+
+from vmamba.architecture.variants import VARIANTS
+from vmamba.errors import CheckpointError, ConfigError, nearest
+from vmamba.weights.download.fetch import fetch
+from vmamba.weights.files import check_pickled_file
+
+
+@dataclass(frozen=True)
+class OfficialWeights:
+    """One released file. ``key`` is the entry that upstream's own loader takes from it."""
+
+    model: str
+    url: str
+    key: str = "model"
+    note: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """The URL's last part, as `torch.hub` names the file."""
+        return urlsplit(self.url).path.rsplit("/", 1)[-1]
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies, or will, in torch hub's cache; ``TORCH_HOME`` moves it."""
+        return Path(torch.hub.get_dir()) / "checkpoints" / self.file_name
+
+
+_RELEASES = "https://github.com/MzeroMiko/VMamba/releases/download"
+_NO_EMA = "trained without a moving average of the weights, the only one"
+_TABLE = (
+    OfficialWeights("vanilla_vmamba_tiny", f"{_RELEASES}/%23v0cls/vssmtiny_dp01_ckpt_epoch_292.pth", note=_NO_EMA),
+    OfficialWeights("vanilla_vmamba_small", f"{_RELEASES}/%23v0cls/vssmsmall_dp03_ckpt_epoch_238.pth"),
+    OfficialWeights("vanilla_vmamba_base", f"{_RELEASES}/%23v0cls/vssmbase_dp06_ckpt_epoch_241.pth"),
+    OfficialWeights("vmamba_tiny_s2l5", f"{_RELEASES}/%23v2cls/vssm_tiny_0230_ckpt_epoch_262.pth"),
+    OfficialWeights("vmamba_small_s2l15", f"{_RELEASES}/%23v2cls/vssm_small_0229_ckpt_epoch_222.pth"),
+    OfficialWeights("vmamba_base_s2l15", f"{_RELEASES}/%23v2cls/vssm_base_0229_ckpt_epoch_237.pth"),
+    OfficialWeights("vmamba_tiny_s1l8", f"{_RELEASES}/%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264.pth"),
+    OfficialWeights("vmamba_small_s1l20", f"{_RELEASES}/%23v2cls/vssm1_small_0229s_ckpt_epoch_240.pth"),
+    OfficialWeights("vmamba_base_s1l20", f"{_RELEASES}/%23v2cls/vssm1_base_0229s_ckpt_epoch_225.pth"),
+)
+OFFICIAL: dict[str, OfficialWeights] = {weights.model: weights for weights in _TABLE}
+
+
+def official_weights(name: str) -> OfficialWeights:
+    """The released weights of a named model.
+
+    Raises:
+        ConfigError: there is no such model.
+        CheckpointError: none were released for it.
+    """
+    if name in OFFICIAL:
+        return OFFICIAL[name]
+    if name not in VARIANTS:
+        raise ConfigError(f"model {name!r} is unknown{nearest(name, OFFICIAL)}; `vmamba weights list` lists them")
+    raise CheckpointError(f"no weights were released for {name}; those with weights: {', '.join(OFFICIAL)}")
+
+
+def fetch_official(name: str, progress: bool | None = None) -> Path:
+    """Make sure that a model's released weights are in torch hub's cache and are what they were; see `fetch`.
+
+    Raises:
+        ConfigError, CheckpointError: as `official_weights` and `fetch`.
+        OutputError: the cache cannot be written.
+    """
+    weights = official_weights(name)
+    return fetch(weights.url, weights.path, check=check_pickled_file, progress=progress)

@@ -1,0 +1,147 @@
+"""The table of backends: names, reasons, who decides, and the proof of what ran."""
+
+import importlib
+import importlib.util
+import sys
+import types
+
+import pytest
+import torch
+
+import vmamba
+from vmamba import BackendError
+from vmamba.kernels import mamba_ssm
+from vmamba.scan import selective_scan, selective_scan_reference
+from vmamba.scan.dispatch import BACKENDS, ambient, check_name, choose
+
+VARIABLE = "VMAMBA_SELECTIVE_SCAN_BACKEND"
+
+
+def tensors(dtype=torch.float32):
+    torch.manual_seed(0)
+    b, k, d, n, length = 1, 2, 3, 2, 9
+    u, delta = torch.randn(2, b, k * d, length).to(dtype)
+    B, C = torch.randn(2, b, k, n, length).to(dtype)
+    return u, delta, -torch.rand(k * d, n), B, C
+
+
+def ran(**options):
+    with vmamba.recorded_runs() as runs:
+        selective_scan(*tensors(), **options)
+    assert len(runs) == 1
+    return runs[0].backend
+
+
+def test_the_order_is_best_first():
+    assert list(BACKENDS) == ["oflex", "mamba", "torch"]
+
+
+def test_core_names_both_ways_out():
+    with pytest.raises(BackendError) as caught:
+        check_name("core")
+    message = str(caught.value)
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, AssertionError)
+    assert '[None, "oflex", "mamba", "torch"]' in message
+    assert '"oflex"' in message
+    assert '"mamba"' in message
+    assert "mamba-ssm" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["oflx", "", 3, "OFLEX"])
+def test_unknown_names(name):
+    with pytest.raises(BackendError, match="legal values"):
+        selective_scan(*tensors(), backend=name)
+
+
+def test_a_named_backend_that_cannot_run_is_an_error_not_another():
+    with vmamba.recorded_runs() as runs, pytest.raises(BackendError) as caught:
+        selective_scan(*tensors(), backend="mamba")
+    assert not runs
+    assert "cpu" in str(caught.value)
+    assert "cuda" in str(caught.value)
+    with pytest.raises(BackendError, match=r"float64.*float32"):
+        choose("oflex", "selective_scan", "cpu", torch.float64)
+
+
+def test_none_falls_through_by_call():
+    assert choose(None, "selective_scan", "cpu", torch.float64) == "torch"
+    assert choose(None, "selective_scan", "meta", torch.float32) == "torch"
+
+
+def test_who_decides(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    automatic = choose(None, "selective_scan", "cpu", torch.float32)
+    other = "torch"
+    assert ambient() is None
+    assert ambient("mamba") == "mamba"
+    assert ran() == automatic
+    monkeypatch.setenv(VARIABLE, other)
+    assert ambient("mamba") == other
+    assert ran() == other
+    with vmamba.backend(automatic):
+        assert ran() == automatic
+        assert ran(backend=other) == other
+        with vmamba.backend(None):
+            assert ran() == other
+    monkeypatch.setenv(VARIABLE, "cuda")
+    with pytest.raises(BackendError, match=f"{VARIABLE}='cuda'"):
+        ran()
+
+
+def test_context_manager_checks_the_name_and_restores():
+    with pytest.raises(BackendError, match="tourch"), vmamba.backend("tourch"):
+        pass
+    with pytest.raises(RuntimeError, match="inside"), vmamba.backend("torch"):
+        raise RuntimeError("inside")
+    assert ambient() is None
+
+
+def test_a_compiled_function_follows_the_with_block():
+    compiled = torch.compile(lambda *given: selective_scan(*given), backend="eager", fullgraph=True)
+    given = tensors()
+    with vmamba.recorded_runs() as runs:
+        automatic = compiled(*given)
+    kernel = [run.backend for run in runs]
+    with vmamba.recorded_runs() as runs, vmamba.backend("torch"):
+        plain = compiled(*given)
+    assert not any(run.backend == "oflex" for run in runs)
+    assert kernel in ([], ["oflex"])
+    torch.testing.assert_close(automatic, plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("found", "reason", "mend"),
+    [
+        ([], "not installed", "pip install"),
+        (["mamba_ssm"], "without its CUDA scan", "MAMBA_KEEP_CUDA_BUILD=TRUE"),
+    ],
+)
+def test_mamba_says_what_is_missing(found, reason, mend, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in found else None)
+    mamba_ssm.machine_obstacle.cache_clear()
+    try:
+        obstacle = mamba_ssm.machine_obstacle()
+    finally:
+        mamba_ssm.machine_obstacle.cache_clear()
+    assert reason in obstacle.reason
+    assert mend in obstacle.mend
+
+
+def test_mamba_adapter_hands_over_what_the_kernel_wants(monkeypatch):
+    """A stand-in for the package, with the oracle behind its function, on CPU tensors."""
+    seen = {}
+
+    def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
+        seen.update(dtypes={delta.dtype, B.dtype, C.dtype, u.dtype}, A=A.dtype, z=z)
+        return selective_scan_reference(u, delta, A, B, C, D, delta_bias, delta_softplus).to(u.dtype)
+
+    fake = types.ModuleType("mamba_ssm.ops.selective_scan_interface")
+    fake.selective_scan_fn = selective_scan_fn
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    monkeypatch.setattr(importlib, "import_module", lambda name: sys.modules[name])
+    u, delta, A, B, C = tensors(torch.bfloat16)
+    y = mamba_ssm.selective_scan(u, delta.float(), A.double(), B, C, None, None, True)
+    assert y.dtype == torch.float32
+    assert seen == {"dtypes": {torch.bfloat16}, "A": torch.float32, "z": None}

@@ -1,0 +1,478 @@
+"""Training: the run's folder, going on with it to the same result, and what is refused before anything is written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor, nn
+
+import vmamba
+from vmamba.data import Augmentation, DataConfig, TransformedImages, load_splits
+from vmamba.errors import CheckpointError, ConfigError, DataError, OutputError, TrainingError
+from vmamba.train.config import TrainConfig
+from vmamba.train.loop import Engine, _FiniteGuard, accelerator_for
+from vmamba.train.run import train
+from vmamba.train.run_folder import RunFolder, load_trained
+
+TINY: dict[str, Any] = {"dims": [8, 16], "depths": [1, 1], "patch_size": 4}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """These models are too small for two threads, which only wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of 16×16 pictures that differ in colour, 15 each."""
+    root = tmp_path_factory.mktemp("tree")
+    random = np.random.RandomState(0)
+    for k, name in enumerate(("blue", "green", "red")):
+        (root / name).mkdir()
+        for i in range(15):
+            pixels = random.randint(0, 120, (16, 16, 3))
+            pixels[..., 2 - k] += 110
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than training here; the `finished` run, made before this, draws for all."""
+    monkeypatch.setattr("vmamba.train.run.save_figure", lambda *_: None)
+
+
+def tiny(tree: Path, output: Path | None = None, **fields: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "model_options": TINY,
+        "data": DataConfig("folder", tree, image_size=16),
+        "augmentation": Augmentation((0.6, 1.0), hflip=0.5, color_jitter=0.2, random_erasing=0.2),
+        "epochs": 4,
+        "batch_size": 6,
+        "lr": 5e-3,
+        "num_workers": 0,
+        "device": "cpu",
+        "output": output,
+    }
+    return TrainConfig(**{**values, **fields})
+
+
+@pytest.fixture(scope="module")
+def finished(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Path, Any, str]:
+    """A finished run: every generator is drawn from, weights are averaged, gradients accumulated."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    config = tiny(tree, path, mixup=0.2, cutmix=0.5, ema_decay=0.9, grad_accumulation=2, drop_path_rate=0.3)
+    said = io.StringIO()
+    result = train(config, Console(file=said, width=200))
+    return config, path, result, said.getvalue()
+
+
+def metrics(path: Path) -> list[dict[str, str]]:
+    with RunFolder(path).metrics.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def timeless(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+
+
+def assert_equal(a: Any, b: Any, where: str = "") -> None:
+    """Bitwise, all the way down; clocks excepted."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            if key not in ("seconds", "images_per_second"):
+                assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}[{i}]")
+    elif isinstance(a, Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b or (a != a and b != b), where
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    for name in ("best", "last"):
+        x, y = (vmamba.read_weights(getattr(RunFolder(path), name)) for path in (a, b))
+        assert_equal(x.state_dict, y.state_dict, name)
+        assert x.metadata == y.metadata
+    assert timeless(metrics(a)) == timeless(metrics(b))
+    assert_equal(RunFolder(a).read_state(), RunFolder(b).read_state(), "state")
+
+
+# --- the folder
+
+
+def test_run_folder_is_complete(finished: Any) -> None:
+    config, path, result, _ = finished
+    names = {
+        "config.yaml",
+        "metrics.csv",
+        "curves.png",
+        "confusion.png",
+        "best.safetensors",
+        "last.safetensors",
+        "state.pt",
+    }
+    assert {p.name for p in path.iterdir()} == names
+    rows = metrics(path)
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
+    best = max(rows, key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
+    assert (result.epochs, result.best_epoch) == (4, int(best["epoch"]))
+    assert result.best_val_accuracy == float(best["val_accuracy"])
+    stored = RunFolder(path).read_config()
+    assert stored == replace(config.resolved(), output=path)
+    assert stored.resolved() == stored
+    assert stored.label_smoothing == 0.1  # filled in from the data set's recipe
+
+
+def test_no_more_loading_processes_than_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = TrainConfig(data=DataConfig("folder", tmp_path))
+    for cores, want in [(1, 1), (2, 2), (64, 4)]:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
+        assert config.resolved().num_workers == want
+        assert replace(config, num_workers=9).resolved().num_workers == 9  # what is given stands
+
+
+def test_trained_model_comes_back_and_repeats_its_accuracy(finished: Any) -> None:
+    config, path, result, _ = finished
+    splits = load_splits(config.data)
+    assert splits.test is not None
+    for place in (path, path / "best.safetensors"):
+        trained = load_trained(place)
+        assert (trained.name, trained.classes) == ("vmamba_nano", ("blue", "green", "red"))
+        assert trained.preprocessing == splits.preprocessing
+        assert not trained.model.training
+        images = TransformedImages(splits.test, trained.preprocessing.eval_transform())
+        with torch.no_grad():
+            right = [int(trained.model(image[None]).argmax()) == label for image, label in images]
+        assert sum(right) / len(right) == result.test_accuracy
+    meta = vmamba.read_weights(path / "last.safetensors").metadata
+    assert (meta["format"], meta["epoch"], meta["vmamba_version"]) == ("vmamba", "4", vmamba.__version__)
+
+
+def test_saved_weights_are_the_moving_average(finished: Any) -> None:
+    _, path, _, _ = finished
+    engine = RunFolder(path).read_state()["engine"]
+    last = vmamba.read_weights(path / "last.safetensors").state_dict
+    assert_equal(last, dict(engine["ema"]))
+    assert not torch.equal(last["classifier.head.weight"], engine["model"]["classifier.head.weight"])
+
+
+def test_learning_rate_warms_up_and_falls_along_a_cosine(tree: Path, tmp_path: Path) -> None:
+    config = tiny(tree, tmp_path / "run", epochs=8, warmup_epochs=2, lr=1e-2, min_lr=1e-4).resolved()
+    with accelerator_for(config) as accelerator:
+        engine = Engine(config, load_splits(config.data), accelerator)
+        seen = [engine.optimizer.param_groups[0]["lr"]]
+        for update in range(1, 8 * engine.updates_per_epoch + 1):
+            engine.scheduler.step_update(update)
+            seen.append(engine.optimizer.param_groups[0]["lr"])
+    warm = 2 * engine.updates_per_epoch
+    want = [1e-4 + (1e-2 - 1e-4) * t / warm for t in range(warm)]
+    total = 6 * engine.updates_per_epoch
+    want += [1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi * t / total)) / 2 for t in range(total + 1)]
+    np.testing.assert_allclose(seen, want, rtol=1e-9)
+
+
+def test_weight_decay_spares_what_the_model_says(tree: Path) -> None:
+    config = tiny(tree).resolved()
+    with accelerator_for(config) as accelerator:
+        engine = Engine(config, load_splits(config.data), accelerator)
+    names = {id(p): name for name, p in engine.model.named_parameters()}
+    decayed = {names[id(p)] for g in engine.optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    assert any(name.endswith("in_proj.weight") for name in decayed)
+    assert not any(name.endswith(("A_logs", "Ds", "bias", "norm.weight")) for name in decayed)
+
+
+# --- going on
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt when the ``count``-th image is read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+        self.left = count
+        plain = TransformedImages.__getitem__
+
+        def read(images: TransformedImages, index: int) -> tuple[Tensor, int]:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+            return plain(images, index)
+
+        monkeypatch.setattr(TransformedImages, "__getitem__", read)
+
+
+@pytest.mark.parametrize("image", [5, 36 * 2 + 10, 36 * 3 + 30], ids=["first epoch", "in training", "in validation"])
+def test_interrupted_and_resumed_is_bitwise_the_same(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: int
+) -> None:
+    config, whole, result, _ = finished
+    path = tmp_path / "run"
+    said = io.StringIO()
+    with monkeypatch.context() as patch:
+        Interrupt(patch, image)
+        with pytest.raises(KeyboardInterrupt):
+            train(replace(config, output=path), Console(file=said, width=200))
+    assert f"vmamba train --resume {path}" in said.getvalue()
+    load_trained(path / "last.safetensors")
+    torch.rand(7)  # whatever the generators are at now must not matter
+    resumed = train(TrainConfig(resume=path))
+    assert (resumed.epochs, resumed.best_epoch, resumed.test) == (4, result.best_epoch, result.test)
+    assert_same_run(whole, path)
+
+
+def test_resumed_between_saves_goes_back_to_the_last_one(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, whole, _, _ = finished
+    path = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        Interrupt(patch, 36 * 3 + 5)  # two epochs of 27 + 9 images are saved, the third is not
+        with pytest.raises(KeyboardInterrupt):
+            train(replace(config, output=path, save_every=2))
+    assert len(metrics(path)) == 2
+    # As if the third epoch had been better than those before, and been kept.
+    shutil.copy(whole / "best.safetensors", path / "best.safetensors")
+    train(TrainConfig(resume=path))
+    assert_same_run(whole, path)
+
+
+def test_finished_run_resumes_to_itself_and_on_with_more_epochs(finished: Any, tmp_path: Path) -> None:
+    _, whole, result, _ = finished
+    path = tmp_path / "copy"
+    shutil.copytree(whole, path)
+    again = train(TrainConfig(resume=path))
+    assert (again.epochs, again.test) == (4, result.test)
+    assert_same_run(whole, path)
+    more = train(TrainConfig(resume=path, epochs=6))
+    assert more.epochs == 6
+    assert timeless(metrics(path))[:4] == timeless(metrics(whole))
+    assert RunFolder(path).read_config().epochs == 6
+    with pytest.raises(ConfigError, match=r"epochs=5, but .* has done 6"):
+        train(TrainConfig(resume=path, epochs=5))
+
+
+def test_resume_refuses_other_settings_and_other_data(tree: Path, tmp_path: Path) -> None:
+    data = tmp_path / "tree"
+    shutil.copytree(tree, data)
+    path = tmp_path / "run"
+    config = tiny(data, path, epochs=1)
+    train(config)
+    with pytest.raises(ConfigError, match=r"lr is 0\.005 there, 0\.1 now; seed is 0 there, 3 now"):
+        train(TrainConfig(resume=path, lr=0.1, seed=3))
+    with pytest.raises(ConfigError, match=r"data\.image_size is 16 there, 32 now"):
+        train(TrainConfig(resume=path, data=DataConfig("folder", data, image_size=32)))
+    with pytest.raises(ConfigError, match="a run goes on in its own folder"):
+        train(TrainConfig(resume=path, output=tmp_path / "other"))
+    settings = RunFolder(path).config
+    plain = settings.read_text()
+    settings.write_text(plain.replace("lr: 0.005", "lr: 0.006"))
+    with pytest.raises(ConfigError, match=r"has been changed since .* lr was 0\.005, is 0\.006"):
+        train(TrainConfig(resume=path))
+    settings.write_text(plain)
+    (data / "red" / "3.png").unlink()
+    with pytest.raises(DataError, match="its data have changed"):
+        train(TrainConfig(resume=path))
+    with pytest.raises(ConfigError, match=r"is .* a run's folder"):
+        train(TrainConfig(resume=tmp_path / "nowhere"))
+
+
+def test_broken_runs_are_named(finished: Any, tmp_path: Path) -> None:
+    path = tmp_path / "copy"
+    shutil.copytree(finished[1], path)
+    state = path / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"state\.pt cannot be read"):
+        train(TrainConfig(resume=path))
+    state.unlink()
+    with pytest.raises(CheckpointError, match=r"has no state\.pt"):
+        train(TrainConfig(resume=path))
+    (path / "best.safetensors").unlink()
+    assert load_trained(path).weights_path.name == "last.safetensors"
+    (path / "last.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"neither best\.safetensors nor last\.safetensors"):
+        load_trained(path)
+    vmamba.save_weights(path / "bare.safetensors", {"a": torch.zeros(1)}, {})
+    with pytest.raises(CheckpointError, match="does not say which model"):
+        load_trained(path / "bare.safetensors")
+
+
+# --- mishaps
+
+
+def test_nan_loss_stops_and_keeps_the_last_good_weights(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    calls = iter(range(10_000))
+    plain = nn.CrossEntropyLoss.forward
+
+    def forward(self: nn.CrossEntropyLoss, logits: Tensor, target: Tensor) -> Tensor:
+        return plain(self, logits, target) * (math.nan if next(calls) == 5 + 2 else 1.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.CrossEntropyLoss, "forward", forward)
+        with pytest.raises(TrainingError, match=r"the loss is nan at step 3 of epoch 2\. .*lower lr"):
+            train(tiny(tree, path))
+    assert all(value.isfinite().all() for value in load_trained(path).model.state_dict().values())
+    assert train(TrainConfig(resume=path)).epochs == 4
+
+
+def test_disk_full_is_an_output_error(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    path = tmp_path / "run"
+    plain = os.replace
+    calls = iter(range(10_000))
+
+    def full(source: Any, target: Any) -> None:
+        if next(calls) > 8:
+            raise OSError(28, "No space left on device")
+        plain(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OutputError, match="No space left on device"):
+            train(tiny(tree, path))
+    assert not [p for p in path.iterdir() if p.name.startswith(".")]
+    assert train(TrainConfig(resume=path)).epochs == 4
+
+
+def test_gradient_accumulation_is_one_large_batch(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """27 images: batches of 12, 12, 3 against 6+6, 6+6, 3; the last group is not full."""
+    norms: list[float] = []
+    plain = _FiniteGuard.see
+
+    def see(guard: _FiniteGuard, step: int, name: str, value: Tensor) -> None:
+        if name == "gradient norm":
+            norms.append(value.item())
+        plain(guard, step, name, value)
+
+    monkeypatch.setattr(_FiniteGuard, "see", see)
+    for batch_size, accumulation in ((12, 1), (6, 2)):
+        config = tiny(
+            tree,
+            batch_size=batch_size,
+            grad_accumulation=accumulation,
+            augmentation=Augmentation((1.0, 1.0), (1.0, 1.0), 0.0, 0.0, "none", 0.0),
+            drop_path_rate=0.0,
+        ).resolved()
+        with accelerator_for(config) as accelerator:
+            engine = Engine(config, load_splits(config.data), accelerator)
+            engine.train_epoch(0)
+            assert engine.updates == 3
+    np.testing.assert_allclose(norms[:3], norms[3:], rtol=2e-3)
+
+
+def test_bf16_trains_and_fp16_is_refused_on_cpu(tree: Path, tmp_path: Path) -> None:
+    result = train(tiny(tree, tmp_path / "bf16", mixed_precision="bf16", epochs=1))
+    assert math.isfinite(float(metrics(result.run_folder)[0]["train_loss"]))
+    with pytest.raises(ConfigError, match=r"fp16.*(needs a GPU|requires a GPU)"):
+        train(tiny(tree, tmp_path / "fp16", mixed_precision="fp16"))
+    assert not (tmp_path / "fp16").exists()
+
+
+def test_loader_processes_and_no_moving_average(tree: Path, tmp_path: Path) -> None:
+    result = train(tiny(tree, tmp_path / "run", num_workers=1, ema_decay=0.0, clip_grad=0.0, epochs=1))
+    state = RunFolder(result.run_folder).read_state()["engine"]
+    assert state["ema"] is None
+    assert_equal(vmamba.read_weights(result.run_folder / "last.safetensors").state_dict, dict(state["model"]))
+
+
+# --- refused before anything is written
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"epochs": -1}, "epochs=-1: want a whole number, 1 or more"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"lr": 0.0}, "lr=0.0"),
+        ({"lr": math.nan}, "lr=nan"),
+        ({"warmup_epochs": 4}, "warmup_epochs=4 must be fewer than epochs=4"),
+        ({"min_lr": 1.0}, "min_lr=1.0 is above lr"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0"),
+        ({"label_smoothing": -0.1}, "label_smoothing=-0.1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"device": "gpu"}, "device='gpu': want auto, cpu"),
+        ({"device": "cuda"}, "finds no such device"),
+        ({"model": "vmamba_nan"}, "did you mean 'vmamba_nano'"),
+        ({"model_options": {"num_classes": 3}}, "num_classes: it comes from the data"),
+        ({"model_options": {"dimz": 3}}, "dimz"),
+        ({"augmentation": Augmentation(auto_augment="rnd")}, "not a timm policy"),
+        ({"selective_scan_backend": "core"}, "core"),
+    ],
+)
+def test_bad_settings_write_nothing(tree: Path, tmp_path: Path, fields: dict[str, Any], words: str) -> None:
+    if fields.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(vmamba.VMambaError, match=words):
+        train(tiny(tree, tmp_path / "run", **fields))
+    assert not (tmp_path / "run").exists()
+
+
+def test_image_smaller_than_a_patch(tree: Path, tmp_path: Path) -> None:
+    config = tiny(tree, tmp_path / "run", data=DataConfig("folder", tree, image_size=3))
+    with pytest.raises(ConfigError, match=r"image_size=3 does not suit .*smaller than"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_output_places_that_cannot_be(tree: Path, tmp_path: Path, finished: Any) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(OutputError, match="file is a file; give a folder"):
+        train(tiny(tree, file))
+    with pytest.raises(OutputError, match="file is a file"):
+        train(tiny(tree, file / "run"))
+    with pytest.raises(OutputError, match=r"is not empty \(a run: to go on with it, resume it\)"):
+        train(tiny(tree, finished[1]))
+    with pytest.raises(OutputError, match=r"cannot create|cannot write"):
+        train(tiny(tree, Path("/proc/run")))
+
+
+def test_default_folder_takes_the_next_free_name(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [str(train(tiny(tree, epochs=1)).run_folder) for _ in range(2)]
+    assert names == ["runs/vmamba_nano-folder-seed0", "runs/vmamba_nano-folder-seed0-2"]
+
+
+# --- what is said
+
+
+def test_one_line_an_epoch_where_there_is_no_terminal(finished: Any) -> None:
+    said = finished[3]
+    lines = [line for line in said.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 4
+    assert all("loss" in line and "acc" in line and "img/s" in line and "ETA 0:" in line for line in lines)
+    assert "27 train, 9 val, 9 test images, 3 classes" in said
+    assert "test accuracy" in said
+
+
+def test_live_progress_on_a_terminal(tree: Path, tmp_path: Path) -> None:
+    said = io.StringIO()
+    train(tiny(tree, tmp_path / "run", epochs=1), Console(file=said, force_terminal=True, width=120))
+    assert "epoch 1/1" in said.getvalue()
+    assert "img/s  ETA" in said.getvalue()
