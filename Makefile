@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CORE := $(wildcard CMakeLists.txt csrc/*)
+CORE := $(wildcard CMakeLists.txt csrc/*/*)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Threads that wait must sleep: spinning ones slow each other down 10 times where anything else runs on the same cores.
 export OMP_WAIT_POLICY ?= PASSIVE

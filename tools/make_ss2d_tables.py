@@ -1,4 +1,4 @@
-"""Write csrc/ss2d_tables.h: the polynomials that the AVX-512 kernels of the fused scan look up. Needs numpy.
+"""Write csrc/ss2d/ss2d_tables.h: the polynomials that the AVX-512 kernels of the fused scan look up. Needs numpy.
 
 Softplus in powers of two is max(P, 0) + log2(1 + 2^-|P|). With -|P| = r + f, r the nearest integer, the second term is
 2^r w(f), where w(f) = log2(1 + 2^(r + f)) / 2^r is smooth: one polynomial for each r. From r = -15 down it tends to a
@@ -113,7 +113,7 @@ namespace {{
 }}  // namespace VMAMBA_ISA
 }}  // namespace vmamba
 """
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "csrc" / "ss2d_tables.h"
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "csrc" / "ss2d" / "ss2d_tables.h"
     path.write_text(text)
 
 

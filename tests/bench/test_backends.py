@@ -20,7 +20,7 @@ from vmamba.bench.backends import check as backends_check
 from vmamba.bench.backends.check import Check, run_checks
 from vmamba.bench.backends.report import Device, Report, backends_report, render, run_backends
 from vmamba.errors import OutputError
-from vmamba.kernels.interface import Obstacle, Run, record
+from vmamba.kernels.interface import Obstacle, ScanRun, record
 from vmamba.scan import selective_scan_reference
 from vmamba.scan.dispatch import BACKENDS, ENVIRONMENT_VARIABLE, Backend, choose
 
@@ -68,7 +68,7 @@ def register(
     module = ModuleType("fake")
 
     def selective_scan(*args: Any) -> Tensor:
-        record(Run(ran, "selective_scan", "quick"))
+        record(ScanRun(ran, "selective_scan", "quick"))
         return scan(*args)
 
     module.machine_obstacle = lambda: None  # type: ignore[attr-defined]
@@ -76,7 +76,7 @@ def register(
     module.selective_scan = selective_scan  # type: ignore[attr-defined]
     if details is not None:
         module.details = lambda: details  # type: ignore[attr-defined]
-    monkeypatch.setitem(BACKENDS, "fake", Backend("fake", "a backend for this test", {"cpu": module}))  # type: ignore[index]
+    monkeypatch.setitem(BACKENDS, "fake", Backend("fake", "a backend for this test", {"cpu": module}, module))  # type: ignore[index]
 
 
 def fake_checks() -> list[Check]:
@@ -151,7 +151,7 @@ def test_a_gpu_gets_rows_picks_and_a_recommendation(monkeypatch: pytest.MonkeyPa
     assert rows["torch"] is None
     assert rows["mamba"] is not None
     assert f"it runs {picks.pop()} on cuda:0" in report.recommendation
-    better = next(name for name in BACKENDS if BACKENDS[name].implementation("cuda"))
+    better = next(name for name in BACKENDS if BACKENDS[name].on("cuda"))
     if rows[better] is not None:
         assert f"{better} comes before it, once mended: {rows[better]}" in report.recommendation
     assert "Fake GPU" in rendered(report)
@@ -296,7 +296,7 @@ def test_a_backend_that_hands_its_call_to_another_fails(monkeypatch: pytest.Monk
 @pytest.mark.usefixtures("small")
 def test_a_call_that_a_backend_refuses_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, selective_scan_reference)
-    module = BACKENDS["fake"].implementation("cpu")
+    module = BACKENDS["fake"].on("cpu")
     refuse = lambda call: Obstacle("no", "none") if call.dtype == torch.bfloat16 else None  # noqa: E731
     monkeypatch.setattr(module, "call_obstacle", refuse)
     assert {check.dtype for check in fake_checks()} == {"float32"}

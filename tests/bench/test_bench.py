@@ -192,12 +192,12 @@ def test_forward_alone_keeps_no_graph_and_checks_the_output_alone() -> None:
 
 
 def test_a_backend_that_another_stands_in_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch_scan = BACKENDS["torch"].implementation("cpu")
+    torch_scan = BACKENDS["torch"].operators
     assert torch_scan is not None
     module = SimpleNamespace(
         machine_obstacle=lambda: None, call_obstacle=lambda call: None, selective_scan=torch_scan.selective_scan
     )
-    monkeypatch.setitem(BACKENDS, "fake", Backend("fake", "hands on", {"cpu": module}))  # type: ignore[index,dict-item]
+    monkeypatch.setitem(BACKENDS, "fake", Backend("fake", "hands on", {"cpu": module}, module))  # type: ignore[index,dict-item]
     config, case = case_of("selective_scan")
     found = scan_race(config, CPU, case.shape, case.size, {})
     assert {timing.name: timing.failure for timing in found.timings}["fake"] == "what ran was ['torch']"

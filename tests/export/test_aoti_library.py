@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vmamba.export.aoti import kernel_library
 from vmamba.kernels.native import library as native
-from vmamba.kernels.native import selective_scan as oflex_cpu
-from vmamba.kernels.native.ss2d_scan import readings_of
+from vmamba.scan import schema
+from vmamba.scan.orders import readings_of
 
 TORCH = Path(torch.__file__).parent / "lib"
 
@@ -104,7 +104,7 @@ MAPS = {
 def test_maps(library: ctypes.CDLL, layout: str, dtype: torch.dtype, h: int, w: int) -> None:
     values = map_inputs(2, h, w, 19, 2)
     values[0], values[1] = (t.to(dtype) for t in values[:2])
-    want = oflex_cpu.ss2d_scan(*values, "rot2d", True)
+    want = schema.ss2d_scan(*values, "rot2d", True)
     values[0], values[1] = MAPS[layout](values[0]), MAPS[layout](values[1])
     got = ss2d(library, values, "rot2d")
     assert got is not None
@@ -114,7 +114,7 @@ def test_maps(library: ctypes.CDLL, layout: str, dtype: torch.dtype, h: int, w: 
 def test_maps_without_bias_and_skip_and_empty_ones(library: ctypes.CDLL) -> None:
     values = map_inputs(2, 4, 6, 16, 1)
     values[3] = values[5] = None
-    assert torch.equal(ss2d(library, values), oflex_cpu.ss2d_scan(*values, "cross2d", True))
+    assert torch.equal(ss2d(library, values), schema.ss2d_scan(*values, "cross2d", True))
     values[0], values[1] = values[0][:0], values[1][:0]
     assert ss2d(library, values).shape == (0, 4, 6, 16)
 
@@ -151,7 +151,7 @@ def test_it_refuses_to_keep_states(library: ctypes.CDLL, capfd: pytest.CaptureFi
 def test_sequences(library: ctypes.CDLL, n: int, dtype: torch.dtype, channels_last: bool) -> None:
     u, delta, A, B, C, D, bias = inputs(2, 2, 19, n, 70)
     u, delta, B, C = (t.to(dtype) for t in (u, delta, B, C))
-    want = oflex_cpu.selective_scan(u, delta, A, B, C, D, bias, True)
+    want = schema.selective_scan(u, delta, A, B, C, D, bias, True)
     if channels_last:
         u, delta, B, C = (t.transpose(-1, -2).contiguous().transpose(-1, -2) for t in (u, delta, B, C))
     got = call(library, "selective_scan", u, delta, A, B, C, [D], [bias], 1, 0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vmamba.export import block_scan, row_scan
 from vmamba.kernels import torch_prefix as torch_scan
 from vmamba.scan import selective_scan_reference
-from vmamba.scan.dispatch import implementation, stand_in
+from vmamba.scan.dispatch import operators, stand_in
 from vmamba.scan.orders import SCAN_MODES
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -66,9 +66,10 @@ def test_softplus_keeps_small_values() -> None:
 
 
 def test_it_stands_in_only_inside_the_block() -> None:
+    u = torch.ones(1)
     with stand_in("torch", row_scan):
-        assert implementation("torch", "cpu") is row_scan
-    assert implementation("torch", "cpu") is torch_scan
+        assert operators("torch", "selective_scan", u, 1) is row_scan
+    assert operators("torch", "selective_scan", u, 1) is torch_scan
 
 
 class Scan(nn.Module):

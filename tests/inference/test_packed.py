@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 import vmamba
 from vmamba.errors import BackendError, ConfigError
-from vmamba.functional.depthwise import forward_step, taps_of
 from vmamba.inference import packed_layers
 from vmamba.inference.pack import pack
 from vmamba.inference.packed_layers import PackedSequence
 from vmamba.kernels.interface import recorded_runs
 from vmamba.kernels.native import library as native
 from vmamba.kernels.native.convolution import PackedConvolution
-from vmamba.kernels.native.products import ACTIVATIONS, PackedMatrix, obstacle, packed_linear, packed_mlp, rounded
+from vmamba.kernels.native.depthwise import forward_call, taps_of
+from vmamba.kernels.native.products import ACTIVATION_CODES, PackedMatrix, obstacle, packed_linear, packed_mlp, rounded
 from vmamba.kernels.native.program import Immediate
 
 pytestmark = pytest.mark.skipif(native.obstacle() is not None, reason="the compiled kernels are not here")
@@ -66,7 +66,7 @@ SHAPES = [(1, 1, 1), (3, 5, 7), (29, 17, 33), (49, 96, 56), (113, 31, 96), (200,
 
 
 @pytest.mark.parametrize(("rows", "c_in", "c_out"), SHAPES)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATION_CODES)
 def test_linear(isa: str, rows: int, c_in: int, c_out: int, activation: Any) -> None:
     x, weight, bias = numbers(rows, c_in) * 2 + 1, numbers(c_out, c_in) / c_in**0.5, numbers(c_out)
     residual, z, affine = numbers(rows, c_out), numbers(rows, c_in, seed=1), torch.zeros(2, rounded(c_in))
@@ -92,7 +92,7 @@ def test_linear(isa: str, rows: int, c_in: int, c_out: int, activation: Any) -> 
 
 
 @pytest.mark.parametrize(("rows", "c", "hidden"), SHAPES)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATION_CODES)
 def test_mlp(isa: str, rows: int, c: int, hidden: int, activation: Any) -> None:
     x = numbers(rows, c)
     weight1, bias1 = numbers(hidden, c) / c**0.5, numbers(hidden)
@@ -142,7 +142,7 @@ def test_convolution(
 ) -> None:
     weight, bias = numbers(c_out, c_in, kernel, kernel) / (c_in * kernel**2) ** 0.5, numbers(c_out)
     norm = numbers(c_out, seed=1), numbers(c_out, seed=2)
-    for dtype, normed, activation in itertools.product(dtypes_here(), (False, True), ACTIVATIONS):
+    for dtype, normed, activation in itertools.product(dtypes_here(), (False, True), ACTIVATION_CODES):
         x = numbers(2, height, width, c_in + 3).to(dtype)[..., 1 : 1 + c_in]
         exact = F.conv2d(
             x.double().permute(0, 3, 1, 2), weight.to(dtype).double(), bias.double(), stride, padding
@@ -168,7 +168,7 @@ def test_depthwise_in_16_bits(isa: str, dtype: torch.dtype, channels: int, silu:
     exact = F.conv2d(x.double().permute(0, 3, 1, 2), weight.double(), bias.double(), padding=1, groups=channels)
     exact = (F.silu(exact) if silu else exact).permute(0, 2, 3, 1)
     y = torch.empty_like(x)
-    Immediate().add(forward_step(x, taps_of(weight), bias, silu, y))
+    Immediate().add(forward_call(x, taps_of(weight), bias, silu, y))
     assert_near(y, exact, {torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.float16: 1e-3}[dtype])
 
 

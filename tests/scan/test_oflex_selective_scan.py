@@ -11,8 +11,7 @@ from torch import Tensor
 from vmamba.errors import BackendError
 from vmamba.kernels.interface import recorded_runs
 from vmamba.kernels.native import library as native
-from vmamba.kernels.native import selective_scan as oflex_cpu
-from vmamba.scan import selective_scan
+from vmamba.scan import schema, selective_scan
 from vmamba.scan.reference import selective_scan_reference
 
 pytestmark = pytest.mark.skipif(native.library_path() is None, reason="the native kernels are not built")
@@ -75,7 +74,7 @@ def compare(inputs: Sequence[Tensor | None], softplus: bool, tolerance: float, w
     b, channels, length = inputs[0].shape
     if weights is None:
         weights = torch.randn(b, channels, length, generator=torch.Generator().manual_seed(1))
-    y, got = gradients(oflex_cpu.selective_scan, inputs, weights, softplus)
+    y, got = gradients(schema.selective_scan, inputs, weights, softplus)
     exact = [None if t is None else t.double() for t in inputs]
     y_exact, want = gradients(selective_scan_reference, exact, weights.double(), softplus)
     names = [name for name, t in zip(NAMES, inputs, strict=True) if t is not None]
@@ -120,7 +119,7 @@ def test_dtypes_may_differ(isa: str) -> None:
 def test_parameters_in_other_dtypes_get_gradients_in_theirs() -> None:
     inputs = make_inputs(1, 2, 6, 3, 20)
     inputs[2], inputs[5], inputs[6] = inputs[2].double(), inputs[5].bfloat16(), inputs[6].half()
-    _, grads = gradients(oflex_cpu.selective_scan, inputs, torch.ones(1, 12, 20), True)
+    _, grads = gradients(schema.selective_scan, inputs, torch.ones(1, 12, 20), True)
     assert [g.dtype for g in grads] == [t.dtype for t in inputs]
 
 
@@ -144,8 +143,8 @@ def test_any_strides(isa: str, dtype: torch.dtype) -> None:
     ]
     weights = torch.ones(()).expand(u.shape)  # stride 0, as `y.sum().backward()` makes it
     with native.forced_isa(isa):
-        want = gradients(oflex_cpu.selective_scan, plain, weights.contiguous(), True)
-        got = gradients(oflex_cpu.selective_scan, strided, weights, True)
+        want = gradients(schema.selective_scan, plain, weights.contiguous(), True)
+        got = gradients(schema.selective_scan, strided, weights, True)
     torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
@@ -162,9 +161,9 @@ def test_stays_inside_its_tensors() -> None:
     weights = torch.randn(u.shape, generator=torch.Generator().manual_seed(2))
     for isa in ISAS:
         with native.forced_isa(isa):
-            want = gradients(oflex_cpu.selective_scan, [u, delta, A, B, C, D, bias], weights, True)
+            want = gradients(schema.selective_scan, [u, delta, A, B, C, D, bias], weights, True)
             got = gradients(
-                oflex_cpu.selective_scan, [island(t) for t in (u, delta, A, B, C, D, bias)], island(weights), True
+                schema.selective_scan, [island(t) for t in (u, delta, A, B, C, D, bias)], island(weights), True
             )
         torch.testing.assert_close(got, want, rtol=0, atol=0)
 
@@ -177,9 +176,7 @@ def test_softplus_is_torchs_far_out(isa: str) -> None:
     with native.forced_isa(isa):  # h_t - h_{t-1} = δ_t where A = 0 and B = u = 1; one step at a time
         y = torch.stack(
             [
-                oflex_cpu.selective_scan(
-                    one[..., :1], v.view(1, 1, 1), A, *[torch.ones(1, 1, 1, 1)] * 2, None, None, True
-                )
+                schema.selective_scan(one[..., :1], v.view(1, 1, 1), A, *[torch.ones(1, 1, 1, 1)] * 2, None, None, True)
                 for v in x
             ]
         )
@@ -191,7 +188,7 @@ def test_a_nan_stays_in_its_channel_and_after_its_step(isa: str) -> None:
     inputs = make_inputs(1, 1, 20, 2, 40)
     inputs[0][0, 7, 30] = torch.nan
     with native.forced_isa(isa):
-        bad = oflex_cpu.selective_scan(*inputs, True).isnan()
+        bad = schema.selective_scan(*inputs, True).isnan()
     assert bad[0, 7, 30:].all()
     assert bad.sum() == 10
 
@@ -210,7 +207,7 @@ def test_bitwise_equal_for_any_number_of_threads_and_run_to_run(isa: str, shape:
         for threads in (1, 2, 3, 2):
             torch.set_num_threads(threads)
             with native.forced_isa(isa):
-                results.append(gradients(oflex_cpu.selective_scan, inputs, weights, True))
+                results.append(gradients(schema.selective_scan, inputs, weights, True))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -291,16 +288,22 @@ def test_second_derivatives_are_refused() -> None:
 
 def test_forward_mode_is_refused_and_not_silently_zero() -> None:
     u, *rest = make_inputs(1, 2, 5, 3, 20)
-    with pytest.raises(NotImplementedError, match="jvp"):
+    with pytest.raises(BackendError, match="forward-mode differentiation"):
         torch.func.jvp(lambda u: scan(u, *rest), (u,), (torch.ones_like(u),))
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(BackendError, match="forward-mode differentiation"):
         scan(torch.autograd.forward_ad.make_dual(u, torch.ones_like(u)), *rest)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_func_grad_and_vmap() -> None:
+def test_func_grad_and_vmap_go_to_a_backend_that_can() -> None:
     u, *rest = make_inputs(2, 2, 5, 3, 20)
     many = torch.stack([u, 2 * u, -u])
+    with pytest.raises(BackendError, match=r"torch.func's transforms"):
+        torch.func.vmap(lambda u: selective_scan(u, *rest, True, backend="oflex"))(many)
+
+    def scan(*inputs: Tensor) -> Tensor:
+        return selective_scan(*inputs, True)
+
     torch.testing.assert_close(
         torch.func.vmap(lambda u: scan(u, *rest))(many), torch.stack([scan(u, *rest) for u in many])
     )

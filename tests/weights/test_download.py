@@ -23,7 +23,7 @@ import torch
 import vmamba
 from vmamba import CheckpointError, ConfigError, OutputError
 from vmamba.weights import OFFICIAL, OfficialWeights, fetch, fetch_official
-from vmamba.weights.download.transfer import transfer
+from vmamba.weights.download import transfer
 from vmamba.weights.files import check_pickled_file
 
 CONTENT = bytes(range(256)) * 1024

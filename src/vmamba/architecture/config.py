@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmamba.errors import ConfigError, nearest
-from vmamba.layers.basic import ACTIVATIONS
+from vmamba.layers.activation import ACTIVATIONS
 from vmamba.layers.forward_type import ForwardType
 from vmamba.layers.norm import NORMS
 from vmamba.layers.ssm_init import SSM_INITS

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vmamba import _torch
 from vmamba.export.graph import Graph
 from vmamba.export.targets import TARGETS
 from vmamba.inference.engines import optimize
@@ -53,11 +54,9 @@ def runner(engine: str, model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call
     model, x = copy.deepcopy(model).to(dtype), x.to(dtype)
     if engine == "eager":
         return _module(model, x)
-    import torch._inductor.config
-
     # Fixed sizes, for which inductor makes the faster graph of timm's models.
     run = _module(torch.compile(model, dynamic=False), x)
-    with torch._inductor.config.patch(freezing=True):
+    with _torch.frozen_weights():
         run()
     return run
 

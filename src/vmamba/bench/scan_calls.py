@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vmamba.scan import cross_merge, cross_scan, selective_scan, selective_scan_reference, ss2d_scan
-from vmamba.scan.orders import SCAN_MODES, to_sequence
+from vmamba.scan import selective_scan, selective_scan_reference, ss2d_scan, ss2d_scan_reference
 
 #: By the operators' argument names; results are ``y`` and the gradients ``du``, ``ddelta``, …
 Tensors = dict[str, Tensor]
@@ -83,18 +82,8 @@ def run_scan(op: str, inputs: Tensors, backend: str) -> Tensor:
 
 def run_loop(op: str, inputs: Tensors) -> Tensor:
     """What the operator means, from the reference recurrence: the oracle where the inputs are float64."""
-    if op == "selective_scan":
-        return selective_scan_reference(**inputs, delta_softplus=True)
-    x, x_dbl, dt_weight, dt_bias, A, D = inputs.values()
-    h, w = x.shape[1:3]
-    (k, d, r), n = dt_weight.shape, A.shape[1]
-    maps = x_dbl.permute(0, 3, 4, 1, 2)  # (b, k, r + 2n, h, w)
-    sequences = torch.stack([to_sequence(maps[:, i], way) for i, way in enumerate(SCAN_MODES["cross2d"])], dim=1)
-    low_rank, B, C = sequences.split([r, n, n], dim=2)
-    delta = torch.einsum("kdr,bkrl->bkdl", dt_weight, low_rank.to(dt_weight.dtype))
-    u = cross_scan(x.permute(0, 3, 1, 2)).flatten(1, 2)
-    y = selective_scan_reference(u, delta.flatten(1, 2), A, B, C, D, dt_bias.flatten(), delta_softplus=True)
-    return cross_merge(y.unflatten(1, (k, d)), h, w).permute(0, 2, 3, 1)
+    reference: Callable[..., Tensor] = selective_scan_reference if op == "selective_scan" else ss2d_scan_reference
+    return reference(**inputs, delta_softplus=True)
 
 
 def results(y: Tensor, inputs: Tensors, y_gradient: Tensor) -> Tensors:

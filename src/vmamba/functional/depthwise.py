@@ -6,7 +6,6 @@ convolution again, nine products for each element of a map that it reads anyway,
 
 from __future__ import annotations
 
-import ctypes
 from functools import partial
 from typing import Any
 
@@ -14,41 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vmamba.functional.eager import plain_eager_cpu, standard_gradients
-from vmamba.kernels.native import library as native
-from vmamba.kernels.native.library import Step, TensorArg
-
-_TAPS = 9
-
-
-class _Inputs(ctypes.Structure):  # vmamba::DepthwiseInputs
-    _fields_ = (
-        ("batch", ctypes.c_int64),
-        ("height", ctypes.c_int64),
-        ("width", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
-        ("silu", ctypes.c_int64),
-        ("threads", ctypes.c_int64),
-        ("x", TensorArg),
-        ("weight", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-    )
-
-
-class _ForwardArgs(ctypes.Structure):
-    _fields_ = (("inputs", _Inputs), ("y", ctypes.c_void_p))
-
-
-class _BackwardArgs(ctypes.Structure):
-    _fields_ = (
-        ("inputs", _Inputs),
-        ("dy", TensorArg),
-        ("dx", ctypes.c_void_p),
-        ("image_sums", ctypes.c_void_p),
-        ("sums", ctypes.c_void_p),
-        ("workspace", ctypes.c_void_p),
-        ("task_channels", ctypes.c_int64),
-    )
+from vmamba.functional.cpu import needs_gradients, standard_gradients, takes_kernels
+from vmamba.kernels.native import depthwise as kernels
+from vmamba.kernels.native import library
 
 
 def depthwise3x3(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
@@ -66,9 +33,9 @@ def depthwise3x3(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> 
         ``(b, h, w, c)`` in the dtype of ``x``, or autocast's.
     """
     fits = x.dim() == 4 and weight.shape == (x.shape[3], 1, 3, 3)  # else F.conv2d says what is wrong
-    if not fits or not plain_eager_cpu(x, weight, bias) or native.obstacle() is not None:
+    if not fits or not takes_kernels(x, weight, bias) or library.obstacle() is not None:
         return _standard(x, weight, bias, silu)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+    if needs_gradients(x, weight, bias):
         result: Tensor = _Depthwise.apply(x, weight, bias, silu)
         return result
     return _forward(x, weight, bias, silu)
@@ -84,42 +51,11 @@ def _with_dense_channels(t: Tensor) -> Tensor:
     return t if t.stride(3) == 1 else t.contiguous()
 
 
-def _inputs(x: Tensor, taps: Tensor, bias: Tensor | None, silu: bool) -> _Inputs:
-    """What both kernels take; the tensors, whose channels are dense, must outlive the call."""
-    return _Inputs(
-        *x.shape,
-        silu,
-        torch.get_num_threads(),
-        native.tensor_arg(x),
-        taps.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-    )
-
-
-def taps_of(weight: Tensor) -> Tensor:
-    """The weight ``(c, 1, 3, 3)`` as the kernels take it, ``(9, c)``."""
-    return weight.reshape(-1, _TAPS).t().contiguous()
-
-
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = x.new_empty(x.shape)
     bias = None if bias is None else bias.contiguous()
-    native.run(forward_step(_with_dense_channels(x), taps_of(weight), bias, silu, y))
+    library.run(kernels.forward_call(_with_dense_channels(x), kernels.taps_of(weight), bias, silu, y))
     return y
-
-
-def forward_step(x: Tensor, taps: Tensor, bias: Tensor | None, silu: bool, y: Tensor) -> Step:
-    """The forward kernel: `depthwise3x3` without gradients.
-
-    Args:
-        x: ``(b, h, w, c)``, dense over ``c``, not empty; float32, bfloat16 or float16.
-        taps: the weight, ``(9, c)``, float32, see `taps_of`.
-        bias: ``(c)``, dense, float32, or None.
-        silu: whether SiLU follows.
-        y: the result, ``(b, h, w, c)``, contiguous, in the dtype of ``x``. Sums are float32.
-    """
-    args = _ForwardArgs(_inputs(x, taps, bias, silu), y.data_ptr())
-    return Step("depthwise_forward", args, (x, taps, bias, y))
 
 
 class _Depthwise(torch.autograd.Function):
@@ -133,29 +69,19 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled() or not plain_eager_cpu(dy):
+        if torch.is_grad_enabled() or not takes_kernels(dy):
             standard = partial(_standard, silu=ctx.silu)
             return *standard_gradients(standard, (x, weight, bias), needed, dy), None
-        x, dy, taps = _with_dense_channels(x), _with_dense_channels(dy), taps_of(weight)
-        bias = None if bias is None else bias.contiguous()
-        batch, _, width, channels = x.shape
-        threads = torch.get_num_threads()
-        # Two cache lines a pixel at once, or one where there would be little to share among the threads.
-        task_channels = 32 if batch * channels >= 128 * threads else 16
-        dx = torch.empty(x.shape, dtype=x.dtype)
-        image_sums = torch.empty(batch, _TAPS + 1, channels)
-        sums = torch.empty(_TAPS + 1, channels)
-        workspace = torch.empty(threads * 3 * width * task_channels)
-        args = _BackwardArgs(
-            _inputs(x, taps, bias, ctx.silu),
-            native.tensor_arg(dy),
-            dx.data_ptr(),
-            image_sums.data_ptr(),
-            sums.data_ptr(),
-            workspace.data_ptr(),
-            task_channels,
+        dx, sums = x.new_empty(x.shape), x.new_empty(kernels.TAPS + 1, x.shape[3])
+        kernels.backward(
+            _with_dense_channels(x),
+            kernels.taps_of(weight),
+            None if bias is None else bias.contiguous(),
+            ctx.silu,
+            _with_dense_channels(dy),
+            dx,
+            sums,
+            x.new_empty,
         )
-        native.call("depthwise_backward", args)
-        d_weight = sums[:_TAPS].t().reshape(weight.shape)
-        found = (dx, d_weight, sums[_TAPS])
+        found = (dx, sums[: kernels.TAPS].t().reshape(weight.shape), sums[kernels.TAPS])
         return *(gradient if need else None for gradient, need in zip(found, needed, strict=True)), None

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vmamba.functional.eager import plain_eager_cpu
+from vmamba import _torch
+from vmamba.functional.cpu import takes_kernels
 
 _LEAST_CHANNELS = 96  # for fewer outputs the BLAS is as fast, and has less to set up
 
@@ -31,28 +32,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         ``(…, c_out)`` in the dtype of ``x``, or autocast's.
     """
-    if plain_eager_cpu(x, weight, bias) and _takes(x, weight):
+    if takes_kernels(x, weight, bias) and _takes(x, weight):
         result: Tensor = _Linear.apply(x, weight, bias)
         return result
     return F.linear(x, weight, bias)
-
-
-def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
-    """``residual + linear(x, weight, bias)``, for inference without a pass of its own for the sum.
-
-    Args:
-        x, weight, bias: as of `linear`.
-        residual: ``(…, c_out)``.
-    """
-    if (
-        not torch.is_grad_enabled()
-        and plain_eager_cpu(x, weight, bias, residual)
-        and residual.shape == (*x.shape[:-1], weight.shape[0])
-        and _takes(x, weight)
-    ):
-        result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
-        return result
-    return residual + linear(x, weight, bias)
 
 
 def _takes(x: Tensor, weight: Tensor) -> bool:
@@ -62,24 +45,19 @@ def _takes(x: Tensor, weight: Tensor) -> bool:
 
 @functools.cache
 def _one_dnn() -> bool:
-    # The operator is the one that inductor emits; it is not documented, so make sure that it is there and right.
+    # It is not documented, so make sure that it is there and right.
     try:
-        x, weight, bias = torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)
-        return torch.backends.mkldnn.is_available() and bool((_product(x, weight, bias) == 4).all())
+        x, weight, bias = (torch.ones(shape, dtype=torch.float32, device="cpu") for shape in ((2, 3), (4, 3), (4,)))
+        return torch.backends.mkldnn.is_available() and bool((_torch.linear_pointwise(x, weight, bias) == 4).all())
     except (AttributeError, RuntimeError):
         return False
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return result
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return _torch.linear_pointwise(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -95,6 +73,6 @@ class _Linear(torch.autograd.Function):
 
 def _input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
     # With gradients of gradients wanted, autograd must see a product that it can differentiate.
-    if torch.is_grad_enabled() or not plain_eager_cpu(dy, weight):
+    if torch.is_grad_enabled() or not takes_kernels(dy, weight):
         return dy @ weight
-    return _product(dy, weight.t(), None)
+    return _torch.linear_pointwise(dy, weight.t(), None)

@@ -7,7 +7,6 @@ import statistics
 import time
 import types
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from vmamba import _torch
 from vmamba.errors import ConfigError, InputError, VMambaError
 from vmamba.inference.pack import pack
 from vmamba.kernels.native.products import obstacle
@@ -107,9 +107,9 @@ def optimize(
 
     * ``"eager"``: the model as it is;
     * ``"packed"``: on a CPU in float32 or bfloat16, this package's blocks with their weights packed and their norms,
-      activations and residuals inside the compiled products, see `vmamba.inference.packed_layers`. The first call with a new
-      shape prepares the calls for it, in milliseconds. The model keeps memory for the last two shapes, at most about
-      200 MB, and no weights that could be saved or trained;
+      activations and residuals inside the compiled products, see `vmamba.inference.packed_layers`. The first call with
+      a new shape prepares the calls for it, in milliseconds. The model keeps memory for the last two shapes, at most
+      about 200 MB, and no weights that could be saved or trained;
     * ``"compiled"``: `torch.compile` with the weights frozen into the graph and packed. Height and width stay free:
       it is compiled once for one image at a time, and once more when the first batch of several comes.
 
@@ -175,19 +175,12 @@ def _example(model: nn.Module) -> Tensor:
     if size is None or channels is None:
         raise InputError(f"{type(model).__name__} does not say what it takes; give optimize an example, a tensor")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    return torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
 
 
 def _call(run: Callable[[Any], Any], x: Tensor) -> Any:
     with torch.no_grad():
         return run(x)
-
-
-def _frozen_weights() -> AbstractContextManager[Any]:
-    import torch._inductor.config
-
-    # `torch.compile(options=…)` takes the option too, but too late to have an effect.
-    return torch._inductor.config.patch(freezing=True)  # type: ignore[no-any-return]
 
 
 def _compiled(model: nn.Module, inputs: Tensor) -> Callable[[Any], Any]:
@@ -200,10 +193,10 @@ def _compiled(model: nn.Module, inputs: Tensor) -> Callable[[Any], Any]:
 
     def run(x: Tensor) -> Any:
         # Sizes that are free also make inductor pack weights for oneDNN. For sizes that it knows it packs them for MKL,
-        # which is the slower one.
-        for axis in range(2, x.dim()):
-            torch._dynamo.maybe_mark_dynamic(x, axis)
-        with _frozen_weights():
+        # which is the slower one. The mark goes on a tensor of our own, not on the caller's.
+        x = x.detach()
+        _torch.leave_sizes_open(x, range(2, x.dim()))
+        with _torch.frozen_weights():
             return compiled(x)
 
     _call(run, inputs)

@@ -40,7 +40,7 @@ def affine_and_eps(norm: nn.Module, width: int) -> tuple[Tensor, Tensor, float |
     Returns:
         both ``(width)``, float64, and the ``eps`` of the layer norm before that; None where there is none.
     """
-    scale, shift = torch.ones(width).double(), torch.zeros(width).double()
+    scale, shift = (torch.full((width,), value, dtype=torch.float64, device="cpu") for value in (1.0, 0.0))
     if isinstance(norm, nn.Identity):
         return scale, shift, None
     assert isinstance(norm, nn.LayerNorm | BatchNorm)

@@ -11,6 +11,7 @@ import itertools
 import torch
 from torch import nn
 
+from vmamba._torch import is_plain_module
 from vmamba.inference.packed_layers import (
     PackedConv,
     PackedPatchMerging,
@@ -21,7 +22,7 @@ from vmamba.inference.packed_layers import (
     is_as_built,
 )
 from vmamba.kernels.native.products import Activation, obstacle
-from vmamba.layers.basic import Conv2d, is_plain
+from vmamba.layers.basic import Conv2d
 from vmamba.layers.norm import LayerNorm
 
 
@@ -45,7 +46,7 @@ def pack(model: nn.Module, dtype: torch.dtype) -> int:
                     swapped += 1
                 elif PackedPatchMerging.fits(child):
                     setattr(parent, name, PackedPatchMerging(child, dtype))  # type: ignore[arg-type]
-            if type(parent) is nn.Sequential and is_plain(parent, nn.Sequential):
+            if type(parent) is nn.Sequential and is_plain_module(parent, nn.Sequential):
                 _pack_convolutions(parent, dtype)
                 _join(parent)
     model.to(dtype)

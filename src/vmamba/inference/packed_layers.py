@@ -12,20 +12,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vmamba.functional import depthwise
+from vmamba._torch import is_plain_module
 from vmamba.inference.fold import affine_and_eps, can_fold, fold
-from vmamba.kernels.native import library as native
-from vmamba.kernels.native import ss2d_scan as oflex_cpu_ss2d
+from vmamba.kernels.native import depthwise, library, ss2d_scan
 from vmamba.kernels.native.convolution import PackedConvolution
 from vmamba.kernels.native.products import Activation, PackedMatrix, affine_rows, packed_linear, packed_mlp
-from vmamba.kernels.native.program import Immediate, Program, Steps, memory_of
-from vmamba.layers.basic import Conv2d, DropPath, is_plain
+from vmamba.kernels.native.program import Calls, Immediate, Program, memory_of
+from vmamba.layers.basic import Conv2d, DropPath, Pointwise
 from vmamba.layers.downsample import PatchMerging, merge_patches
 from vmamba.layers.mlp import Mlp
-from vmamba.layers.pointwise import Pointwise
 from vmamba.layers.ss2d import SS2D
 from vmamba.layers.vss_block import VSSBlock
 from vmamba.scan.dispatch import ambient
+from vmamba.scan.orders import readings_of
 
 _SHAPES_KEPT = 2  # for which a sequence keeps its program; all of vmamba_tiny then keep 200 MB at most
 _MOST_BYTES = 24 << 20  # that one program may keep
@@ -34,7 +33,7 @@ _programs_lock = threading.Lock()
 
 def is_as_built(module: nn.Module) -> bool:
     """Whether neither it nor a part of it was patched, has hooks, or lies elsewhere than in float32 on the CPU."""
-    return all(is_plain(part, type(part)) for part in module.modules()) and all(
+    return all(is_plain_module(part, type(part)) for part in module.modules()) and all(
         p.device.type == "cpu" and p.dtype == torch.float32 for p in module.parameters()
     )
 
@@ -49,18 +48,18 @@ def activation_of(module: nn.Module) -> Activation | None:
 class Recordable(nn.Module):
     """A packed layer: kernel calls and nothing else, so that a `Program` can hold them."""
 
-    def steps(self, x: Tensor, steps: Steps) -> Tensor:
+    def calls(self, x: Tensor, calls: Calls) -> Tensor:
         """Have the layer computed.
 
         Args:
             x: ``(b, h, w, c)``, contiguous. Its memory may be the result's.
-            steps: where the calls go.
+            calls: where they go.
         """
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """``(b, h, w, c) → (b, h', w', c')``; ``x`` is left alone."""
-        return self.steps(x.contiguous(), Immediate())
+        return self.calls(x.contiguous(), Immediate())
 
 
 class PackedVSSBlock(Recordable):
@@ -84,10 +83,10 @@ class PackedVSSBlock(Recordable):
         self.ssm = PackedSS2D(block.norm, block.op, dtype) if block.ssm_branch else None
         self.mlp = PackedMlp(block.norm2, block.mlp, dtype) if block.mlp_branch else None
 
-    def steps(self, x: Tensor, steps: Steps) -> Tensor:
+    def calls(self, x: Tensor, calls: Calls) -> Tensor:
         """See `Recordable`."""
         for branch in (self.ssm, self.mlp):
-            x = x if branch is None else branch.steps(x, steps)
+            x = x if branch is None else branch.calls(x, calls)
         return x
 
 
@@ -140,36 +139,36 @@ class PackedSS2D(Recordable):
             t.detach().clone() for t in (op.Ds, op.dt_projs_weight, op.dt_projs_bias)
         )
 
-    def steps(self, x: Tensor, steps: Steps) -> Tensor:
+    def calls(self, x: Tensor, calls: Calls) -> Tensor:
         """See `Recordable`."""
         if x.numel() == 0:
             return x
         inner = (*x.shape[:-1], self.d_inner)
-        u = packed_linear(steps, x, self.in_proj, steps.buffer("u", inner, x.dtype), norm_eps=self.norm_eps)
+        u = packed_linear(calls, x, self.in_proj, calls.buffer("u", inner, x.dtype), norm_eps=self.norm_eps)
         gate: tuple[Tensor, Tensor] | None = None
         if self.gate is not None and self.affine is not None:
-            z = steps.buffer("z", inner)
-            packed_linear(steps, x, self.gate, z, norm_eps=self.norm_eps, activation=self.gate_act)
+            z = calls.buffer("z", inner)
+            packed_linear(calls, x, self.gate, z, norm_eps=self.norm_eps, activation=self.gate_act)
             gate = z, self.affine
-        v = steps.buffer("v", inner, x.dtype)
-        steps.add(depthwise.forward_step(u, self.taps, self.conv_bias, True, v))
-        x_dbl = steps.buffer("x_dbl", (*x.shape[:-1], self.x_proj.outputs))
-        packed_linear(steps, v, self.x_proj, x_dbl)
-        y = steps.buffer("y", inner)
+        v = calls.buffer("v", inner, x.dtype)
+        calls.add(depthwise.forward_call(u, self.taps, self.conv_bias, True, v))
+        x_dbl = calls.buffer("x_dbl", (*x.shape[:-1], self.x_proj.outputs))
+        packed_linear(calls, v, self.x_proj, x_dbl)
+        y = calls.buffer("y", inner)
         parameters = self.dt_weight, self.dt_bias, self.A, self.D
-        steps.add(
-            oflex_cpu_ss2d.forward_step(
+        calls.add(
+            ss2d_scan.forward_call(
                 v,
                 x_dbl.unflatten(-1, self.directions),
                 *parameters,
-                oflex_cpu_ss2d.readings_of(self.scan_mode),
+                readings_of(self.scan_mode),
                 True,
                 y,
                 None,
-                lambda size: steps.buffer("workspace", [size]),
+                lambda size: calls.buffer("workspace", [size]),
             )
         )
-        return packed_linear(steps, y, self.out_proj, steps.updated(x), norm_eps=self.out_eps, gate=gate, residual=x)
+        return packed_linear(calls, y, self.out_proj, calls.updated(x), norm_eps=self.out_eps, gate=gate, residual=x)
 
 
 class PackedMlp(Recordable):
@@ -196,14 +195,14 @@ class PackedMlp(Recordable):
         self.fc1 = PackedMatrix(weight, bias, dtype)
         self.fc2 = PackedMatrix(mlp.fc2.weight, mlp.fc2.bias, dtype)
 
-    def steps(self, x: Tensor, steps: Steps) -> Tensor:
+    def calls(self, x: Tensor, calls: Calls) -> Tensor:
         """See `Recordable`."""
         return packed_mlp(
-            steps,
+            calls,
             x,
             self.fc1,
             self.fc2,
-            steps.updated(x),
+            calls.updated(x),
             norm_eps=self.norm_eps,
             activation=self.activation,
             residual=x,
@@ -231,7 +230,7 @@ class PackedPatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(b, h, w, c) → (b, ⌈h/2⌉, ⌈w/2⌉, c')``."""
         x = merge_patches(x)
-        y = torch.empty(*x.shape[:-1], self.reduction.outputs, dtype=x.dtype)
+        y = x.new_empty(*x.shape[:-1], self.reduction.outputs)
         return packed_linear(Immediate(), x, self.reduction, y, norm_eps=self.norm_eps)
 
 
@@ -265,9 +264,9 @@ class PackedConv(Recordable):
             activation,
         )
 
-    def steps(self, x: Tensor, steps: Steps) -> Tensor:
+    def calls(self, x: Tensor, calls: Calls) -> Tensor:
         """See `Recordable`."""
-        return self.convolution(steps, x)
+        return self.convolution(calls, x)
 
 
 class PackedSequence(nn.Module):
@@ -281,24 +280,24 @@ class PackedSequence(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(b, h, w, c) → (b, h', w', c')``."""
         program = self._program(x)
-        return self._steps(x.contiguous(), Immediate()) if program is None else program(x)
+        return self._record(x.contiguous(), Immediate()) if program is None else program(x)
 
     def _program(self, x: Tensor) -> Program | None:
-        key = (x.shape, x.dtype, torch.get_num_threads(), native.isa())
+        key = (x.shape, x.dtype, torch.get_num_threads(), library.isa())
         with _programs_lock:
             if key not in self._programs:
-                bytes = memory_of(self._steps, x.shape, x.dtype)
+                bytes = memory_of(self._record, x.shape, x.dtype)
                 # Where calls are long there is nothing to gain, and memory to lose.
                 fits = x.numel() > 0 and sum(bytes.values()) <= _MOST_BYTES
-                self._programs[key] = Program(self._steps, x.shape, x.dtype, bytes) if fits else None
+                self._programs[key] = Program(self._record, x.shape, x.dtype, bytes) if fits else None
                 while len(self._programs) > _SHAPES_KEPT:
                     self._programs.popitem(last=False)
             return self._programs[key]
 
-    def _steps(self, x: Tensor, steps: Steps) -> Tensor:
+    def _record(self, x: Tensor, calls: Calls) -> Tensor:
         for layer in self.layers:
             assert isinstance(layer, Recordable)
-            x = layer.steps(x, steps)
+            x = layer.calls(x, calls)
         return x
 
     def __getstate__(self) -> dict[str, object]:

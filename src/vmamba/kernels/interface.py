@@ -1,13 +1,6 @@
-"""What a scan backend is: the questions it answers and the words it answers them in.
+"""The words that a scan backend and whoever asks it share: what a call is, what stands in its way, what ran.
 
-A backend's implementation is a module with
-
-* ``machine_obstacle() -> Obstacle | None``: what keeps it from running on this machine, if anything;
-* ``call_obstacle(call) -> Obstacle | None``: what keeps it from running this call;
-* ``selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus) -> y``: inputs already checked, ``B`` and
-  ``C`` 4-d, output float64 for float64 ``u`` and float32 otherwise;
-* optionally ``ss2d_scan(x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus) -> y``, where it has a
-  fused one; without it the operator is composed from the backend's ``selective_scan``.
+A backend answers two questions, each with an `Obstacle` or None: can it run on this machine, and can it run this call.
 """
 
 from __future__ import annotations
@@ -15,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 
@@ -33,17 +26,39 @@ class Obstacle:
         return f"{self.reason} ({self.mend})"
 
 
-@dataclass(frozen=True)
-class ScanCall:
-    """What a backend may look at to say whether it can run a call."""
+class ScanCall(NamedTuple):
+    """What a backend may look at to say whether it can run a call.
+
+    Attributes:
+        op: the operator.
+        device: ``torch.device.type``.
+        dtype: of ``u`` (`selective_scan`) or ``x`` (`ss2d_scan`).
+        states: ``n``.
+        elements: ``b·k·d·l``; None where a traced graph leaves sizes open.
+        gradients: whether backward will be asked for.
+        transformed: whether a transform of `torch.func` or forward-mode differentiation is on.
+    """
 
     op: Operator
-    device: str  # torch.device.type
-    dtype: torch.dtype  # of u (selective_scan) or x (ss2d_scan)
+    device: str
+    dtype: torch.dtype
+    states: int = 1
+    elements: int | None = None
+    gradients: bool = False
+    transformed: bool = False
 
 
-@dataclass(frozen=True)
-class Run:
+class Kernels(Protocol):
+    """The module behind a backend on one kind of device. ``details`` is optional: what will run, for people."""
+
+    def machine_obstacle(self) -> Obstacle | None:
+        """What keeps it from running on this machine, or None."""
+
+    def call_obstacle(self, call: ScanCall) -> Obstacle | None:
+        """What keeps it from running this call, or None."""
+
+
+class ScanRun(NamedTuple):
     """One operator call as it happened."""
 
     backend: str
@@ -51,22 +66,22 @@ class Run:
     detail: str = ""  # e.g. the instruction set that ran
 
 
-_recordings: list[list[Run]] = []
+_recordings: list[list[ScanRun]] = []
 
 
-def record(run: Run) -> None:
-    """Tell every open `recorded_runs` that an operator ran. Called by the implementations."""
+def record(run: ScanRun) -> None:
+    """Tell every open `recorded_runs` that an operator ran. Called by whoever runs it."""
     for runs in _recordings:
         runs.append(run)
 
 
 @contextmanager
-def recorded_runs() -> Iterator[list[Run]]:
+def recorded_runs() -> Iterator[list[ScanRun]]:
     """Collect the forward operator calls made inside the ``with`` block, in order: what really ran.
 
     Inside a compiled graph, calls of the ``torch`` backend are ordinary traced operations and leave no record.
     """
-    runs: list[Run] = []
+    runs: list[ScanRun] = []
     _recordings.append(runs)
     try:
         yield runs

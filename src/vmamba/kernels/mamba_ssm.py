@@ -9,8 +9,9 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from vmamba.kernels.interface import Obstacle, Run, ScanCall, record
+from vmamba.kernels.interface import Obstacle, ScanCall, ScanRun, record
 
+_MOST_STATES = 256
 _INSTALL = "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm"
 
 
@@ -37,9 +38,11 @@ def machine_obstacle() -> Obstacle | None:
 
 
 def call_obstacle(call: ScanCall) -> Obstacle | None:
-    """It runs CUDA tensors of 16- and 32-bit types."""
+    """It runs CUDA tensors of 16- and 32-bit types, with at most 256 states."""
     if call.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return Obstacle(f"mamba-ssm's kernel has no {call.dtype}", "convert to float32")
+    if call.states > _MOST_STATES:
+        return Obstacle(f"mamba-ssm's kernel has at most {_MOST_STATES} states, not {call.states}", "use fewer states")
     return None
 
 
@@ -53,11 +56,15 @@ def selective_scan(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> Tensor:
-    """See `vmamba.scan.selective_scan`. The kernel wants one dtype for u, delta, B and C and at most 256 states."""
+    """See `vmamba.scan.selective_scan`.
+
+    The kernel wants one dtype for u, delta, B and C: the widest of theirs, so that no step is rounded.
+    """
     interface = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
-    delta, B, C = (t.to(u.dtype) for t in (delta, B, C))
+    common = u.dtype if all(t.dtype == u.dtype for t in (delta, B, C)) else torch.float32
+    u, delta, B, C = (t.to(common) for t in (u, delta, B, C))
     D, delta_bias = (None if t is None else t.float() for t in (D, delta_bias))
-    record(Run("mamba", "selective_scan"))
+    record(ScanRun("mamba", "selective_scan"))
     y: Tensor = interface.selective_scan_fn(
         u, delta, A.float(), B, C, D=D, z=None, delta_bias=delta_bias, delta_softplus=delta_softplus
     )

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from vmamba import _torch
 from vmamba.errors import BackendError, InputError
-from vmamba.kernels.interface import Obstacle, Run, ScanCall, record
+from vmamba.kernels.interface import Obstacle, ScanCall, ScanRun, record
 
 #: Positions in a block, level by level, in an exported graph.
 _EXPORTED_BLOCKS = (16, 64, 64, 64)
@@ -30,8 +30,10 @@ _EXPORTED_BLOCKS = (16, 64, 64, 64)
 MAX_EXPORTED_LENGTH = math.prod(_EXPORTED_BLOCKS)
 #: Elsewhere: positions in a block, and the length that one block takes whole.
 _BLOCK, _ONE_BLOCK = 16, 64
-#: State elements (b·k·d·n·l) worked on at a time; bounds the memory and stays near the cache.
-_CHUNK = 1 << 19
+#: State elements (b·k·d·n·l) worked on at a time: near a CPU's cache; elsewhere as many as bound the memory, at 128 MiB
+#: a tensor, since each operation there is a launch.
+_CHUNK = {"cpu": 1 << 19}
+_CHUNK_ELSEWHERE = 1 << 25
 
 
 def machine_obstacle() -> Obstacle | None:
@@ -69,16 +71,16 @@ def selective_scan(
     k = B.shape[1]
     d = u.shape[1] // k
     inputs = (u.unflatten(1, (k, d)), delta.unflatten(1, (k, d)), A.unflatten(0, (k, d)), B, C)
-    if _exporting():
+    if _torch.is_exporting():
         _check_exported_length(u.shape[2])
         y = _forward(*inputs)
     elif torch.compiler.is_compiling():
         y = torch.ops.vmamba.torch_scan(*inputs)
     else:
-        record(Run("torch", "selective_scan"))
+        record(ScanRun("torch", "selective_scan"))
         differentiate = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
         # Forward mode, alone or over reverse mode, differentiates the plain operations.
-        y = _Scan.apply(*inputs) if differentiate and forward_ad._current_level < 0 else _forward(*inputs)
+        y = _Scan.apply(*inputs) if differentiate and not _torch.is_forward_mode() else _forward(*inputs)
     y = y.flatten(1, 2)
     return y if D is None else torch.addcmul(y, D.to(state_dtype)[:, None], u)
 
@@ -106,7 +108,7 @@ class _Scan(torch.autograd.Function):
 
 @torch.library.custom_op("vmamba::torch_scan", mutates_args=())
 def _scan_op(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    record(Run("torch", "selective_scan"))
+    record(ScanRun("torch", "selective_scan"))
     return _forward(u, delta, A, B, C).contiguous()
 
 
@@ -217,7 +219,7 @@ def _solve(decay: Tensor, drive: Tensor, levels: Sequence[tuple[int, int]], reve
     (block, blocks), *above = levels
     length = drive.shape[-1]
     padding = blocks * block - length
-    if _exporting() or padding:
+    if _torch.is_exporting() or padding:
         decay, drive = F.pad(decay, (0, padding)), F.pad(drive, (0, padding))
     product, state = _prefix(decay.unflatten(-1, (blocks, block)), drive.unflatten(-1, (blocks, block)), reverse)
     if above:
@@ -226,7 +228,7 @@ def _solve(decay: Tensor, drive: Tensor, levels: Sequence[tuple[int, int]], reve
         entering = F.pad(ends, (0, 1))[..., 1:] if reverse else F.pad(ends, (1, 0))[..., :-1]
         state = torch.addcmul(state, product, entering[..., None])
     state = state.flatten(-2)
-    if not _exporting():
+    if not _torch.is_exporting():
         return state[..., :length]
     if above:  # a slice would ask the tracer to prove that length is smaller; it cannot
         return F.pad(state, (0, -padding))
@@ -236,7 +238,7 @@ def _solve(decay: Tensor, drive: Tensor, levels: Sequence[tuple[int, int]], reve
 def _levels(length: int) -> list[tuple[int, int]]:
     """``(positions in a block, blocks)`` of each level: the first cuts the sequence, the last is one block."""
     levels = []
-    if _exporting():
+    if _torch.is_exporting():
         span = 1
         for block in _EXPORTED_BLOCKS[:-1]:
             span *= block
@@ -251,7 +253,7 @@ def _levels(length: int) -> list[tuple[int, int]]:
 
 def _prefix(product: Tensor, state: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
     """Turn decays and drives into products of decays and states, from the start of each block (the last axis)."""
-    step = _double_out_of_place if _exporting() or torch._C._are_functorch_transforms_active() else _double
+    step = _double_out_of_place if _torch.is_exporting() or _torch.is_functorch_active() else _double
     shift = 1
     while shift < state.shape[-1]:
         product, state = step(product, state, shift, reverse)
@@ -277,15 +279,6 @@ def _double_out_of_place(product: Tensor, state: Tensor, shift: int, reverse: bo
     return product * F.pad(product[..., taken], padding, value=1.0), state
 
 
-def _exporting() -> bool:
-    exporting: bool = _is_exporting() or torch._C._get_tracing_state() is not None
-    return exporting
-
-
-# torch 2.6 cannot tell an export from torch.compile: there both get the plain operations.
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-
-
 def _check_exported_length(length: int) -> None:
     if isinstance(length, int) and length > MAX_EXPORTED_LENGTH:
         raise InputError(f"the sequence has l = {length} positions; a graph can be exported for {MAX_EXPORTED_LENGTH}")
@@ -293,13 +286,14 @@ def _check_exported_length(length: int) -> None:
 
 def _chunks(u: Tensor, A: Tensor) -> Iterator[tuple[slice, list[slice]]]:
     """Cut the batch, and each part's channels, so that a chunk has some `_CHUNK` state elements; one if exporting."""
-    if _exporting():
+    if _torch.is_exporting():
         yield slice(None), [slice(None)]
         return
     b, k, d, length = u.shape
+    chunk = _CHUNK.get(u.device.type, _CHUNK_ELSEWHERE)
     per_channel = k * A.shape[-1] * length
-    channels = min(d, max(1, _CHUNK // per_channel))
-    items = max(1, _CHUNK // (per_channel * channels)) if channels == d else 1
+    channels = min(d, max(1, chunk // per_channel))
+    items = max(1, chunk // (per_channel * channels)) if channels == d else 1
     channel_chunks = [slice(i, i + channels) for i in range(0, d, channels)]
     for i in range(0, b, items):
         yield slice(i, i + items), channel_chunks

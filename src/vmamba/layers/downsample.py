@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmamba.errors import ConfigError
-from vmamba.layers.basic import Conv2d
+from vmamba.layers.basic import Conv2d, Pointwise
 from vmamba.layers.norm import make_norm
-from vmamba.layers.pointwise import Pointwise
 
 
 def merge_patches(x: Tensor) -> Tensor:

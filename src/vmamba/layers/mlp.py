@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from vmamba.functional.eager import plain_eager_cpu
-from vmamba.functional.mlp import mlp_gelu
-from vmamba.layers.basic import is_idle, is_plain, make_activation
-from vmamba.layers.pointwise import Pointwise
+from vmamba.layers.activation import make_activation
+from vmamba.layers.basic import Pointwise
+from vmamba.layers.chain import chain
 
 
 class Mlp(nn.Module):
@@ -26,25 +25,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(…, c) → (…, c)``."""
-        if plain_eager_cpu(x) and self._is_one_operation():
-            return mlp_gelu(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        x = self.drop(self.act(self.fc1(x)))
-        return self.drop(self.fc2(x))  # type: ignore[no-any-return]
-
-    def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        """``residual + self(x)``."""
-        if is_plain(self, Mlp) and plain_eager_cpu(x) and self._is_one_operation():
-            return mlp_gelu(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, residual)
-        return residual + self(x)  # type: ignore[no-any-return]
-
-    def _is_one_operation(self) -> bool:
-        return (
-            is_plain(self.fc1, Pointwise)
-            and is_plain(self.act, nn.GELU)
-            and self.act.approximate == "none"
-            and is_plain(self.fc2, Pointwise)
-            and is_idle(self.drop, nn.Dropout)
-        )
+        return chain(x, self.fc1, self.act, self.drop, self.fc2, self.drop)
 
 
 class GatedMlp(nn.Module):

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmamba.errors import ConfigError, nearest
-from vmamba.layers.basic import ChannelsFirst
 
 #: Upstream's names. ``ln`` and ``ln2d`` differ in layout only, so they build the same norm here.
 NORMS = ("ln", "ln2d", "bn")
@@ -41,6 +40,19 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         """``(b, h, w, c) → (b, h, w, c)``."""
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class ChannelsFirst(nn.Module):
+    """Run a channels-first module ``(b, c, h, w)`` on a channels-last map: for norms that a user brings along."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(b, h, w, c) → (b, h, w, c)``."""
+        y: Tensor = self.module(x.permute(0, 3, 1, 2))
+        return y.permute(0, 2, 3, 1)
 
 
 def make_norm(norm_layer: str | Callable[[int], nn.Module], dim: int, channel_first: bool = False) -> nn.Module:

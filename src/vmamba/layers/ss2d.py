@@ -10,17 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from vmamba.errors import ConfigError, InputError
-from vmamba.functional.depthwise import depthwise3x3
-from vmamba.functional.eager import plain_eager_cpu
-from vmamba.functional.linear import linear_add
-from vmamba.layers.basic import Conv2d, SoftmaxOverPlaces, is_idle, is_plain, make_activation
+from vmamba.layers.activation import SoftmaxOverPlaces, make_activation
+from vmamba.layers.basic import Conv2d, Pointwise
+from vmamba.layers.chain import chain
 from vmamba.layers.forward_type import ForwardType, OutNorm
 from vmamba.layers.norm import LayerNorm
-from vmamba.layers.pointwise import Pointwise
 from vmamba.layers.ssm_init import DIRECTIONS, init_projection_weight, init_scan_parameters
-from vmamba.scan.cascade import cascade_scan
+from vmamba.scan import cascade_scan, ss2d_scan
 from vmamba.scan.dispatch import ambient, check_name
-from vmamba.scan.ss2d_scan import ss2d_scan
 
 
 def make_out_norm(kind: OutNorm, d_inner: int) -> nn.Module:
@@ -124,45 +121,21 @@ class SS2D(nn.Module):
             want = f"(b, {self.d_model}, h, w)" if self.channel_first else f"(b, h, w, {self.d_model})"
             raise InputError(f"SS2D takes {want}, given {tuple(x.shape)} (channel_first={self.channel_first})")
         if self.channel_first:
-            return self._forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return self._forward(x)
+            return self._mix(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self._mix(x)
 
-    def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        """``residual + self(x)``."""
-        out = self.out_proj
-        if (
-            plain_eager_cpu(x)
-            and is_plain(self, SS2D)
-            and not self.channel_first
-            and is_plain(out, Pointwise)
-            and is_idle(self.dropout, nn.Dropout)
-        ):
-            return linear_add(self._mixed(x), out.weight, out.bias, residual)
-        return residual + self(x)  # type: ignore[no-any-return]
-
-    def _forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.dropout(self.out_proj(self._mixed(x)))
-        return out
-
-    def _mixed(self, x: Tensor) -> Tensor:
-        """All but the output projection."""
+    def _mix(self, x: Tensor) -> Tensor:
+        kind, z = self.forward_type, None
         x = self.in_proj(x)
-        z: Tensor | None = None
-        if self.forward_type.gate:
+        if kind.gate:
             x, z = x.chunk(2, dim=-1)
-            z = self.act(z) if self.forward_type.gate_act else z
-        x = self._convolve(x)
+            z = self.act(z) if kind.gate_act else z
+        x = self.act(x) if self.conv2d is None else chain(x, self.conv2d, self.act)
         # The scan's output stays float32 through the norm and takes the layer's dtype after it.
         y = self.out_act(self.out_norm(self.scan(x)).to(x.dtype))
-        return y if z is None else y * z  # type: ignore[no-any-return]
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        conv = self.conv2d
-        if conv is None:
-            return self.act(x)  # type: ignore[no-any-return]
-        if plain_eager_cpu(x) and is_plain(conv, Conv2d) and conv.is_depthwise3x3() and is_plain(self.act, nn.SiLU):
-            return depthwise3x3(x, conv.weight, conv.bias, silu=True)
-        return self.act(conv(x))  # type: ignore[no-any-return]
+        y = y if z is None else y * z
+        out: Tensor = self.dropout(self.out_proj(y))
+        return out
 
     def scan(self, x: Tensor) -> Tensor:
         """The scan itself: ``x (b, h, w, d) → y (b, h, w, d)``, float32 (float64 for float64 ``x``)."""

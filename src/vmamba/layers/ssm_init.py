@@ -26,7 +26,7 @@ def init_scan_parameters(mode: str, d_inner: int, d_state: int, dt_rank: int) ->
     """
     Ds = torch.ones(DIRECTIONS * d_inner)
     if mode == "v0":
-        A_logs = torch.log(torch.arange(1, d_state + 1, dtype=torch.float32)).repeat(DIRECTIONS * d_inner, 1)
+        A_logs = torch.log(torch.arange(1, d_state + 1)).repeat(DIRECTIONS * d_inner, 1)
         bound = dt_rank**-0.5
         weight = torch.empty(DIRECTIONS, d_inner, dt_rank).uniform_(-bound, bound)
         low, high = math.log(1e-3), math.log(0.1)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vmamba.functional.eager import plain_eager_cpu
-from vmamba.layers.basic import DropPath, is_idle
+from vmamba.layers.basic import DropPath
 from vmamba.layers.mlp import GatedMlp, Mlp
 from vmamba.layers.norm import make_norm
 from vmamba.layers.ss2d import SS2D
+from vmamba.scan.dispatch import ambient, backend
 
 
 class VSSBlock(nn.Module):
@@ -92,26 +94,40 @@ class VSSBlock(nn.Module):
         if self.channel_first:
             x = x.permute(0, 2, 3, 1)
         if self.use_checkpoint and self.training:
-            x = checkpoint(self._forward, x, use_reentrant=False)
+            # A compiled graph keeps its backend by itself.
+            kept: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": _keep_backend}
+            x = checkpoint(self._forward, x, use_reentrant=False, **kept)
         else:
             x = self._forward(x)
         return x.permute(0, 3, 1, 2) if self.channel_first else x
 
     def _forward(self, x: Tensor) -> Tensor:
         if self.ssm_branch:
-            x = self._add(x, self.norm, self.op)
+            x = x + self._branch(x, self.norm, self.op)
         if self.mlp_branch:
-            x = self._add(x, self.norm2, self.mlp)
+            x = x + self._branch(x, self.norm2, self.mlp)
         return x
 
-    def _add(self, x: Tensor, norm: nn.Module, branch: nn.Module) -> Tensor:
-        if self.post_norm:
-            return x + self.drop_path(norm(branch(x)))  # type: ignore[no-any-return]
-        if (
-            plain_eager_cpu(x)
-            and not torch.is_grad_enabled()
-            and isinstance(branch, SS2D | Mlp)
-            and is_idle(self.drop_path, DropPath)
-        ):
-            return branch.added_to(x, norm(x))
-        return x + self.drop_path(branch(norm(x)))  # type: ignore[no-any-return]
+    def _branch(self, x: Tensor, norm: nn.Module, module: nn.Module) -> Tensor:
+        y: Tensor = self.drop_path(norm(module(x)) if self.post_norm else module(norm(x)))
+        return y
+
+
+class _SameBackend:
+    """Enters the backend that was asked for when this was made, as often as one likes and on any thread."""
+
+    def __init__(self) -> None:
+        self._name = ambient()
+        self._entered: list[AbstractContextManager[None]] = []
+
+    def __enter__(self) -> None:
+        self._entered.append(backend(self._name))
+        self._entered[-1].__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self._entered.pop().__exit__(None, None, None)
+
+
+def _keep_backend() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts for a forward pass and for its recomputation, which comes outside of what surrounds the forward pass."""
+    return nullcontext(), _SameBackend()

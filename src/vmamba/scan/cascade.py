@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vmamba.scan.selective_scan import selective_scan
+from vmamba.scan.ss2d_scan import step_projection
 
 
 def cascade_scan(
@@ -43,7 +44,6 @@ def cascade_scan(
     """
     _, d, r = dt_weight.shape
     n = A.shape[1]
-    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
 
     def both_ways(rows: Tensor, pair: slice) -> Tensor:
         """Scan ``rows (b, rows, steps, d)`` along its third axis, forward and reversed, and sum."""
@@ -51,7 +51,7 @@ def cascade_scan(
         sequences = torch.stack([rows, rows.flip(2)], dim=2).flatten(0, 1)  # (b·rows, 2, steps, d)
         x_dbl = torch.matmul(sequences, x_proj_weight[pair].to(sequences.dtype).transpose(1, 2))
         low_rank, B, C = x_dbl.transpose(2, 3).split([r, n, n], dim=2)  # each (b·rows, 2, ·, steps)
-        delta = torch.matmul(dt_weight[pair].to(compute), low_rank.to(compute))
+        delta = step_projection(dt_weight[pair], low_rank, x.dtype)
         channels = slice(pair.start * d, pair.stop * d)
         y = selective_scan(
             sequences.transpose(2, 3).flatten(1, 2),

@@ -1,80 +1,91 @@
-"""The ordered table of scan backends: names, availability, reasons, and the choice of one for a call.
-
-Importing an implementation loads no library beside torch; what it needs (a compiled kernel, another package) it loads
-when it is asked whether it can run.
+"""Who is asked: the table of scan backends, best first, and the choice of one for a call.
 
 Who decides, strongest first: the call's own argument, ``with vmamba.backend(...)``, the environment variable
-``VMAMBA_SELECTIVE_SCAN_BACKEND``, the model's configuration. A named backend that cannot run is an error;
-only ``None`` falls through the table.
+``VMAMBA_SELECTIVE_SCAN_BACKEND``, the model's option. A named backend that cannot run is an error; only ``None`` falls
+through the table. The choice is made before any operator is called, since what surrounds a call (a transform of
+`torch.func`, forward-mode differentiation) may be something that an operator cannot refuse by itself.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
+from vmamba import _torch
 from vmamba.errors import BackendError, nearest
-from vmamba.kernels import mamba_ssm
-from vmamba.kernels import torch_prefix as torch_scan
-from vmamba.kernels.interface import Obstacle, ScanCall
-from vmamba.kernels.native import selective_scan as oflex_cpu
+from vmamba.kernels import mamba_ssm, native, torch_prefix
+from vmamba.kernels.interface import Kernels, Obstacle, Operator, ScanCall
+from vmamba.scan import schema
 
 ENVIRONMENT_VARIABLE = "VMAMBA_SELECTIVE_SCAN_BACKEND"
-LEGAL = '[None, "oflex", "mamba", "torch"]'
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One row of the table: a name and the implementation module for each device type."""
+    """One row of the table.
+
+    Attributes:
+        name: what ``selective_scan_backend`` calls it.
+        summary: what it is.
+        kernels: device type -> the module that answers for it there; ``"*"`` stands for every device.
+        operators: the module whose ``selective_scan``, and ``ss2d_scan`` where it has a fused one, take the checked
+            tensors of a call.
+        transformable: whether `torch.func` and forward mode can go through it.
+    """
 
     name: str
     summary: str
-    modules: Mapping[str, ModuleType]  # device type -> implementation; "*" stands for every device
+    kernels: Mapping[str, Kernels]
+    operators: Any
+    transformable: bool = False
 
-    def implementation(self, device: str) -> ModuleType | None:
-        """The module that serves ``device`` (a ``torch.device.type``), or None."""
-        return self.modules.get(device, self.modules.get("*"))
+    def on(self, device: str) -> Kernels | None:
+        """Who answers for it on ``device`` (a ``torch.device.type``), or None."""
+        return self.kernels.get(device, self.kernels.get("*"))
 
     def machine_obstacle(self, device: str) -> Obstacle | None:
         """What keeps this backend from running on ``device`` of this machine, or None."""
-        module = self.implementation(device)
-        if module is None:
-            served = ", ".join(sorted(self.modules))
+        kernels = self.on(device)
+        if kernels is None:
+            served = ", ".join(sorted(self.kernels))
             return Obstacle(f"'{self.name}' has no kernel for {device} tensors", f"it runs on: {served}")
-        obstacle: Obstacle | None = module.machine_obstacle()
-        return obstacle
+        return kernels.machine_obstacle()
 
     def obstacle(self, call: ScanCall) -> Obstacle | None:
         """What keeps this backend from running ``call`` here, or None."""
-        obstacle = self.machine_obstacle(call.device)
-        if obstacle is None:
-            module = self.implementation(call.device)
-            assert module is not None
-            obstacle = module.call_obstacle(call)
-        return obstacle
+        kernels = self.on(call.device)
+        if kernels is None:
+            return self.machine_obstacle(call.device)
+        if call.transformed and not self.transformable:
+            return Obstacle(
+                "torch.func's transforms and forward-mode differentiation cannot go through its kernels",
+                "they go through PyTorch's own operations",
+            )
+        return kernels.machine_obstacle() or kernels.call_obstacle(call)
 
 
 #: Best first: the order in which ``None`` tries them.
 BACKENDS: Mapping[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("oflex", "this package's own kernels", {"cpu": oflex_cpu}),
-        Backend("mamba", "the mamba-ssm package's CUDA kernel", {"cuda": mamba_ssm}),
-        Backend("torch", "pure PyTorch: everywhere, traceable, exportable", {"*": torch_scan}),
+        Backend("oflex", "this package's own kernels", {"cpu": native}, schema),
+        Backend("mamba", "the mamba-ssm package's CUDA kernel", {"cuda": mamba_ssm}, mamba_ssm),
+        Backend("torch", "pure PyTorch: everywhere, traceable, exportable", {"*": torch_prefix}, torch_prefix, True),
     )
 }
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+#: What ``selective_scan_backend`` may be, as messages say it.
+LEGAL = "[" + ", ".join(["None", *(f'"{name}"' for name in BACKENDS)]) + "]"
 
 _ambient: ContextVar[str | None] = ContextVar("vmamba_backend", default=None)
-_stand_ins: ContextVar[Mapping[str, ModuleType]] = ContextVar("vmamba_stand_ins", default={})  # noqa: B039 — never changed
+_stand_ins: ContextVar[Mapping[str, Any]] = ContextVar("vmamba_stand_ins", default={})  # noqa: B039 — never changed
+_told: set[tuple[str, str]] = set()  # falls to the slow backend that a warning has named
 
 
 def check_name(name: object, source: str = "selective_scan_backend") -> str | None:
@@ -92,7 +103,7 @@ def check_name(name: object, source: str = "selective_scan_backend") -> str | No
 
 
 def _way_out(name: str) -> str:
-    device = "cuda" if name == "mamba" else "cpu"
+    device = next(iter(BACKENDS[name].kernels))
     obstacle = BACKENDS[name].machine_obstacle(device)
     state = "available here, nothing to install" if obstacle is None else f"not available here: {obstacle}"
     return f'"{name}" ({BACKENDS[name].summary}; {state})'
@@ -101,6 +112,9 @@ def _way_out(name: str) -> str:
 @contextmanager
 def backend(name: str | None) -> Iterator[None]:
     """Make ``name`` the backend of every scan inside the ``with`` block that does not name its own.
+
+    It holds for this thread, as torch's own switches do: a thread started inside does not inherit it. For those give
+    the model its own ``selective_scan_backend``.
 
     Raises:
         BackendError: ``name`` is not one of ``None, "oflex", "mamba", "torch"``.
@@ -112,57 +126,88 @@ def backend(name: str | None) -> Iterator[None]:
         _ambient.reset(token)
 
 
-def _constant_in_graphs(function: _Function) -> _Function:
-    """What `torch.compiler.assume_constant_result` does, without its import of the compiler, which takes a second."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
 def ambient(default: str | None = None) -> str | None:
     """The backend asked for by the ``with`` block or else the environment, or else ``default`` (a model's own)."""
     return _ambient.get() or _from_environment() or default
 
 
-@_constant_in_graphs
+@_torch.constant_in_graphs
 def _from_environment() -> str | None:
     return check_name(os.environ.get(ENVIRONMENT_VARIABLE) or None, ENVIRONMENT_VARIABLE)
 
 
-@_constant_in_graphs
-def choose(name: str | None, op: str, device: str, dtype: torch.dtype) -> str:
+def operators(name: str | None, op: Operator, t: torch.Tensor, states: int, *tensors: torch.Tensor | None) -> Any:
+    """Choose the backend of a call; return the module that runs it.
+
+    Args:
+        name: what the call asks for, None for what surrounds it and else the machine decides.
+        op: the operator.
+        t: ``u`` or ``x``.
+        states: ``n``.
+        *tensors: the call's others, of which one may ask for gradients.
+
+    Raises:
+        BackendError: as `choose`.
+    """
+    name = ambient() if name is None else name
+    if torch.compiler.is_compiling():
+        chosen = choose(name, op, t.device.type, t.dtype)  # sizes may be open
+    else:
+        gradients = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (t, *tensors))
+        call = ScanCall(op, t.device.type, t.dtype, states, t.numel(), gradients, _torch.is_transformed())
+        chosen = choose_for(name, call)
+    return _stand_ins.get().get(chosen) or BACKENDS[chosen].operators
+
+
+@_torch.constant_in_graphs
+def choose(name: str | None, op: Operator, device: str, dtype: torch.dtype) -> str:
+    """`choose_for` a call of which nothing else is known. A compiled graph keeps the choice made as it was traced."""
+    return choose_for(name, ScanCall(op, device, dtype))
+
+
+def choose_for(name: str | None, call: ScanCall) -> str:
     """Return the name of the backend that runs this call: ``name`` itself, or for None the best that can.
 
-    A compiled graph keeps the choice made when it was traced.
+    Where None falls to the slow backend on an accelerator, a warning says once why.
 
     Raises:
         BackendError: the name is unknown, or the named backend cannot run the call; says why and the mend.
     """
-    check_name(name)
-    call = ScanCall(op, device, dtype)  # type: ignore[arg-type]
-    if name is not None:
-        obstacle = BACKENDS[name].obstacle(call)
+    where = f"{call.op} on {call.device} tensors of {call.dtype}"
+    if check_name(name) is not None:
+        obstacle = BACKENDS[name].obstacle(call)  # type: ignore[index]
         if obstacle is None:
-            return name
+            return name  # type: ignore[return-value]
         able = [other for other in BACKENDS if BACKENDS[other].obstacle(call) is None]
         raise BackendError(
-            f'selective_scan_backend="{name}" cannot run {op} on {device} tensors of {dtype}: {obstacle.reason}. '
+            f'selective_scan_backend="{name}" cannot run {where}: {obstacle.reason}. '
             f"{obstacle.mend[:1].upper()}{obstacle.mend[1:]}; or use one that can run this call here: {[None, *able]}"
         )
+    passed: list[str] = []
     for candidate in BACKENDS.values():
-        if candidate.obstacle(call) is None:
+        obstacle = candidate.obstacle(call)
+        if obstacle is None:
+            if "*" in candidate.kernels and passed:
+                _tell_of_fall(candidate.name, call, passed)
             return candidate.name
-    raise BackendError(f"no scan backend can run {op} on {device} tensors of {dtype}")
+        passed.append(f"{candidate.name}: {obstacle}")
+    raise BackendError(f"no scan backend can run {where}")
 
 
-def implementation(name: str, device: str) -> ModuleType:
-    """The module of backend ``name`` that serves ``device``; the name comes from `choose`."""
-    module = _stand_ins.get().get(name) or BACKENDS[name].implementation(device)
-    assert module is not None
-    return module
+def _tell_of_fall(name: str, call: ScanCall, passed: list[str]) -> None:
+    """Warn once a device that scans there run on plain operations, which are slow, and why nothing better does."""
+    if call.device in ("cpu", "meta") or call.transformed or (call.device, name) in _told:
+        return
+    _told.add((call.device, name))
+    warnings.warn(
+        f'scans on {call.device} run on the slow backend "{name}" ({"; ".join(passed)}); `vmamba backends` says more. '
+        f'selective_scan_backend="{name}" silences this',
+        stacklevel=4,
+    )
 
 
 @contextmanager
-def stand_in(name: str, module: ModuleType) -> Iterator[None]:
+def stand_in(name: str, module: Any) -> Iterator[None]:
     """Inside the ``with`` block let ``module`` do the work of backend ``name``, as exporters need."""
     token = _stand_ins.set({**_stand_ins.get(), name: module})
     try:

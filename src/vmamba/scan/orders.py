@@ -5,6 +5,7 @@ VMamba (arXiv 2401.10166, §4.2) reads an image along rows, along columns, and a
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -66,6 +67,12 @@ def directions_of(scan_mode: str | int) -> tuple[Direction, ...]:
         legal = ", ".join(f"{number} or {name!r}" for number, name in enumerate(_MODE_OF_NUMBER))
         raise ConfigError(f"scan mode {scan_mode!r} is unknown; legal: {legal}")
     return SCAN_MODES[str(scan_mode)]
+
+
+@functools.cache
+def readings_of(scan_mode: str | int) -> tuple[int, ...]:
+    """How the directions of a scan mode read the map, as kernels are told: 1 by column + 2 flip h + 4 flip w."""
+    return tuple(d.by_column + 2 * d.flip_h + 4 * d.flip_w for d in directions_of(scan_mode))
 
 
 def cross_scan(x: Tensor, scan_mode: str | int = "cross2d") -> Tensor:

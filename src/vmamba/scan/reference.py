@@ -1,4 +1,4 @@
-"""The oracle: the selective scan as the recurrence it is, one step at a time, in any float dtype.
+"""The oracles: the selective scan as the recurrence it is, one step at a time, in any float dtype, and its 2-d form.
 
 Nothing here is fast. Every kernel of the package is tested against it.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from vmamba.scan.orders import directions_of, from_sequence, to_sequence
 
 
 def selective_scan_reference(
@@ -44,3 +46,38 @@ def selective_scan_reference(
         ys.append((h * C_t).sum(-1))
     y = torch.stack(ys, dim=-1)
     return y if D is None else y + D.to(state_dtype)[:, None] * u
+
+
+def ss2d_scan_reference(
+    x: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor | None,
+    A: Tensor,
+    D: Tensor | None,
+    scan_mode: str = "cross2d",
+    delta_softplus: bool = True,
+) -> Tensor:
+    """Read the map in each direction, project the step, run the recurrence, sum in place (arXiv 2401.10166, §4.2).
+
+    Shapes as of `vmamba.scan.ss2d_scan`.
+    """
+    _, h, w, _ = x.shape
+    (_, d, r), n = dt_weight.shape, A.shape[1]
+    image, maps = x.permute(0, 3, 1, 2), x_dbl.permute(0, 3, 4, 1, 2)  # (b, d, h, w), (b, k, r + 2n, h, w)
+    parts = []
+    for i, direction in enumerate(directions_of(scan_mode)):
+        own = slice(i * d, (i + 1) * d)
+        low_rank, B, C = to_sequence(maps[:, i], direction).split([r, n, n], dim=1)
+        part = selective_scan_reference(
+            to_sequence(image, direction),
+            torch.matmul(dt_weight[i], low_rank.to(dt_weight.dtype)),
+            A[own],
+            B[:, None],
+            C[:, None],
+            None if D is None else D[own],
+            None if dt_bias is None else dt_bias[i],
+            delta_softplus,
+        )
+        parts.append(from_sequence(part, direction, h, w))
+    return torch.stack(parts).sum(0).permute(0, 2, 3, 1)

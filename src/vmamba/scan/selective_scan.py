@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vmamba.errors import InputError
-from vmamba.scan.dispatch import ambient, choose, implementation
+from vmamba.scan import dispatch
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -58,9 +58,8 @@ def selective_scan(
     if C.dim() == 3:
         C = C[:, None]
     _check(u, delta, A, B, C, D, delta_bias)
-    name = choose(ambient() if backend is None else backend, "selective_scan", u.device.type, u.dtype)
-    run = implementation(name, u.device.type).selective_scan
-    y: Tensor = run(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    run = dispatch.operators(backend, "selective_scan", u, A.shape[1], delta, A, B, C, D, delta_bias)
+    y: Tensor = run.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
     return y if oflex else y.to(u.dtype)
 
 
@@ -81,16 +80,21 @@ def selective_scan_fn(
 
 
 def check_same_place(tensors: dict[str, Tensor | None]) -> None:
-    """Raise `InputError` unless all are floating point and on one device; the message names the odd one."""
-    given = {name: t for name, t in tensors.items() if t is not None}
-    first_name, first = next(iter(given.items()))
-    for name, t in given.items():
+    """Raise `InputError` unless all are dense, floating point and on one device; the message names the odd one."""
+    first_name, first = next(iter(tensors.items()))
+    assert first is not None
+    device = first.device
+    for name, t in tensors.items():
+        if t is None:
+            continue
         if t.dtype not in FLOATS:
             raise InputError(f"{name} is {t.dtype}; the scan takes float32, bfloat16, float16 or float64: convert it")
-        if t.device != first.device:
+        if t.device != device:
             raise InputError(
-                f"{name} is on {t.device} but {first_name} is on {first.device}; move them to one device with .to()"
+                f"{name} is on {t.device} but {first_name} is on {device}; move them to one device with .to()"
             )
+        if t.layout != torch.strided:
+            raise InputError(f"{name} is {t.layout}; the scan takes dense tensors: convert it with .to_dense()")
 
 
 def _check(

@@ -6,13 +6,17 @@ A backend with a fused kernel runs it in one pass; for any other it is composed 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from vmamba import _torch
 from vmamba.errors import InputError
-from vmamba.scan.dispatch import ambient, choose, implementation
+from vmamba.scan import dispatch
 from vmamba.scan.orders import cross_merge, cross_scan, directions_of, to_sequence
-from vmamba.scan.selective_scan import check_same_place, selective_scan
+from vmamba.scan.selective_scan import check_same_place
 
 
 def ss2d_scan(
@@ -51,15 +55,15 @@ def ss2d_scan(
     """
     _check(x, x_dbl, dt_weight, dt_bias, A, D)
     directions_of(scan_mode)
-    name = choose(ambient() if backend is None else backend, "ss2d_scan", x.device.type, x.dtype)
-    fused = getattr(implementation(name, x.device.type), "ss2d_scan", None)
-    if fused is not None:
-        y: Tensor = fused(x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus)
-        return y
-    return ss2d_scan_composed(x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus, backend=name)
+    run = dispatch.operators(backend, "ss2d_scan", x, A.shape[1], x_dbl, dt_weight, dt_bias, A, D)
+    fused = getattr(run, "ss2d_scan", None)
+    scan = partial(_composed, run.selective_scan) if fused is None else fused
+    y: Tensor = scan(x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus)
+    return y
 
 
-def ss2d_scan_composed(
+def _composed(
+    selective_scan: Callable[..., Tensor],
     x: Tensor,
     x_dbl: Tensor,
     dt_weight: Tensor,
@@ -68,32 +72,29 @@ def ss2d_scan_composed(
     D: Tensor | None,
     scan_mode: str,
     delta_softplus: bool,
-    *,
-    backend: str,
 ) -> Tensor:
-    """`ss2d_scan` as cross-scan, step projection, `selective_scan` and cross-merge."""
+    """`ss2d_scan` as cross-scan, step projection, a backend's ``selective_scan`` and cross-merge."""
     _, h, w, _ = x.shape
     k, d, r = dt_weight.shape
     n = A.shape[1]
-    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-
     u = cross_scan(x.permute(0, 3, 1, 2), scan_mode)  # (b, k, d, l)
     maps = x_dbl.permute(0, 3, 4, 1, 2)  # (b, k, r + 2n, h, w)
     sequences = [to_sequence(maps[:, i], direction) for i, direction in enumerate(directions_of(scan_mode))]
     low_rank, B, C = torch.stack(sequences, dim=1).split([r, n, n], dim=2)
-    delta = torch.matmul(dt_weight.to(compute), low_rank.to(compute))  # (b, k, d, l)
-    y = selective_scan(
-        u.flatten(1, 2),
-        delta.flatten(1, 2),
-        A,
-        B,
-        C,
-        D,
-        None if dt_bias is None else dt_bias.flatten(),
-        delta_softplus,
-        backend=backend,
-    )
+    delta = step_projection(dt_weight, low_rank, x.dtype)  # (b, k, d, l)
+    bias = None if dt_bias is None else dt_bias.flatten()
+    y = selective_scan(u.flatten(1, 2), delta.flatten(1, 2), A, B, C, D, bias, delta_softplus)
     return cross_merge(y.unflatten(1, (k, d)), h, w, scan_mode).permute(0, 2, 3, 1)
+
+
+def step_projection(dt_weight: Tensor, low_rank: Tensor, dtype: torch.dtype) -> Tensor:
+    """``dt_weight (k, d, r)`` times ``low_rank (b, k, r, l)``: the step before bias and softplus, ``(b, k, d, l)``.
+
+    It is float32, under autocast too, and float64 where ``dtype``, that of the scanned map, is.
+    """
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    with _torch.without_autocast(low_rank.device.type):
+        return torch.matmul(dt_weight.to(compute), low_rank.to(compute))
 
 
 def _check(x: Tensor, x_dbl: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A: Tensor, D: Tensor | None) -> None:

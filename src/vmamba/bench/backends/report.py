@@ -14,7 +14,7 @@ import torch
 from vmamba.bench.backends.check import OPERATORS, Check, run_checks
 from vmamba.bench.measure import cpu_name
 from vmamba.errors import BackendError
-from vmamba.kernels.interface import Obstacle, ScanCall
+from vmamba.kernels.interface import Obstacle, Operator, ScanCall
 from vmamba.output import check_writable_file, write_json
 from vmamba.scan.dispatch import BACKENDS, ENVIRONMENT_VARIABLE, Backend, check_name, choose
 from vmamba.version import __version__
@@ -249,7 +249,7 @@ def _devices() -> list[Device]:
 
 def _availability(backend: Backend, device: Device) -> Availability:
     obstacle = _machine_obstacle(backend, device)
-    module = backend.implementation(device.type)
+    module = backend.on(device.type)
     details = getattr(module, "details", None) if obstacle is None else None
     return Availability(backend.name, backend.summary, device.name, obstacle, dict(details()) if details else {})
 
@@ -262,7 +262,7 @@ def _machine_obstacle(backend: Backend, device: Device) -> Obstacle | None:
     return obstacle or (None if device.present else _NO_GPU)
 
 
-def _pick(device: str, op: str) -> Pick:
+def _pick(device: str, op: Operator) -> Pick:
     by_dtype = {}
     for dtype in _DTYPES:
         word = str(dtype).removeprefix("torch.")
@@ -301,7 +301,7 @@ def _recommendation(
     for row in availability:
         if row.backend == pick:
             break
-        if row.device == device.name and row.obstacle is not None and BACKENDS[row.backend].implementation(device.type):
+        if row.device == device.name and row.obstacle is not None and BACKENDS[row.backend].on(device.type):
             advice += f". {row.backend} comes before it, once mended: {row.obstacle}"
             break
     if environment is not None:

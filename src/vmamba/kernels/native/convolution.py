@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
-from vmamba.kernels.native import library as native
-from vmamba.kernels.native.library import Step, TensorArg
+from vmamba.kernels.native.library import KernelCall
 from vmamba.kernels.native.products import (
-    ACTIVATIONS,
+    ACTIVATION_CODES,
     Activation,
-    MatrixArg,
     PackedMatrix,
-    SharingArg,
     affine_rows,
     rounded,
     share_rows,
 )
-from vmamba.kernels.native.program import Steps
+from vmamba.kernels.native.program import Calls
+from vmamba.kernels.native.structs import struct, tensor
 
 _GATHERED = 4  # patches that a thread gathers at once
-
-
-class _Args(ctypes.Structure):  # vmamba::PackedConvArgs
-    _fields_ = (
-        ("batch", ctypes.c_int64),
-        ("height", ctypes.c_int64),
-        ("width", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
-        ("out_height", ctypes.c_int64),
-        ("out_width", ctypes.c_int64),
-        ("kernel_height", ctypes.c_int64),
-        ("kernel_width", ctypes.c_int64),
-        ("stride", ctypes.c_int64),
-        ("padding", ctypes.c_int64),
-        ("x", TensorArg),
-        ("matrix", MatrixArg),
-        ("norm", ctypes.c_int64),
-        ("eps", ctypes.c_double),
-        ("norm_weight", ctypes.c_void_p),
-        ("norm_bias", ctypes.c_void_p),
-        ("activation", ctypes.c_int64),
-        ("y", TensorArg),
-        ("sharing", SharingArg),
-    )
 
 
 class PackedConvolution:
@@ -82,11 +54,11 @@ class PackedConvolution:
         self.norm = None if norm is None else affine_rows(norm[0], norm[1])
         self.eps = 0.0 if norm is None else norm[2]
 
-    def __call__(self, steps: Steps, x: Tensor) -> Tensor:
+    def __call__(self, calls: Calls, x: Tensor) -> Tensor:
         """Have it computed.
 
         Args:
-            steps: where the call goes.
+            calls: where the call goes.
             x: ``(b, h, w, c_in)``; float32, bfloat16 or float16, on the CPU.
 
         Returns:
@@ -98,36 +70,38 @@ class PackedConvolution:
             (size + 2 * self.padding - kernel) // self.stride + 1
             for size, kernel in zip((height, width), self.kernel, strict=True)
         )
-        y = steps.result([batch, out_height, out_width, self.matrix.outputs], self.matrix.dtype)
+        y = calls.result([batch, out_height, out_width, self.matrix.outputs], self.matrix.dtype)
         if y.numel() == 0:
             return y
         sharing, memory = share_rows(
-            steps,
+            calls,
             batch * out_height * out_width,
             [self.matrix.inputs, self.matrix.outputs],
             more=_GATHERED * rounded(self.matrix.inputs),
             may_cut=self.norm is None,
         )
         norm_weight, norm_bias = (None, None) if self.norm is None else (row.data_ptr() for row in self.norm)
-        args = _Args(
-            batch,
-            height,
-            width,
-            channels,
-            out_height,
-            out_width,
-            *self.kernel,
-            self.stride,
-            self.padding,
-            native.tensor_arg(x),
-            self.matrix.arg,
-            self.norm is not None,
-            self.eps,
-            norm_weight,
-            norm_bias,
-            ACTIVATIONS.index(self.activation),
-            native.tensor_arg(y.view(-1, self.matrix.outputs)),
-            sharing,
+        args = struct(
+            "PackedConvArgs",
+            batch=batch,
+            height=height,
+            width=width,
+            channels=channels,
+            out_height=out_height,
+            out_width=out_width,
+            kernel_height=self.kernel[0],
+            kernel_width=self.kernel[1],
+            stride=self.stride,
+            padding=self.padding,
+            x=tensor(x),
+            matrix=self.matrix.arg,
+            norm=self.norm is not None,
+            eps=self.eps,
+            norm_weight=norm_weight,
+            norm_bias=norm_bias,
+            activation=ACTIVATION_CODES[self.activation],
+            y=tensor(y.view(-1, self.matrix.outputs)),
+            sharing=sharing,
         )
-        steps.add(Step("packed_conv", args, (x, y, memory, self.norm, *self.matrix.tensors), self.matrix.isa))
+        calls.add(KernelCall("packed_conv", args, (x, y, memory, self.norm, *self.matrix.tensors), self.matrix.isa))
         return y

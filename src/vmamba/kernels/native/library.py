@@ -11,9 +11,8 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -40,40 +39,13 @@ def mend(root: Path) -> str:
 MEND = mend(Path(__file__).parents[4])
 _TORCH_LIB = Path(torch.__file__).parent / "lib"
 
-#: How the kernels call an element type.
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-
-class TensorArg(ctypes.Structure):
-    """``vmamba::Tensor``: pointer, element type, strides in elements of at most four axes."""
-
-    _fields_ = (("data", ctypes.c_void_p), ("dtype", ctypes.c_int64), ("stride", ctypes.c_int64 * 4))
-
-
-def tensor_arg(t: torch.Tensor) -> TensorArg:
-    """``t`` as the kernels see it; it must outlive the call."""
-    return TensorArg(t.data_ptr(), DTYPE_CODES[t.dtype], t.stride())
-
-
-class VecmathArgs(ctypes.Structure):
-    """``vmamba::VecmathArgs``."""
-
-    _fields_ = (
-        ("function", ctypes.c_int64),
-        ("x", ctypes.c_void_p),
-        ("y", ctypes.c_void_p),
-        ("count", ctypes.c_int64),
-    )
-
 
 def library_path() -> Path | None:
     """The library that ``VMAMBA_NATIVE_LIBRARY`` names, else the newest beside this package, else None."""
-    import vmamba
-
     if given := os.environ.get(LIBRARY_VARIABLE):
         return Path(given)
     # An editable install has two directories, its own and the source tree's, and may have a library in each.
-    paths = (Path(directory) / "_native" / FILE_NAME for directory in vmamba.__path__)
+    paths = (Path(directory) / "_native" / FILE_NAME for directory in sys.modules["vmamba"].__path__)
     return max((path for path in paths if path.exists()), key=lambda path: path.stat().st_mtime, default=None)
 
 
@@ -85,7 +57,7 @@ def _load() -> tuple[ctypes.CDLL | None, Obstacle | None]:
             "the compiled CPU kernels are missing (vmamba was installed where no fitting C++ compiler was found)", MEND
         )
     try:
-        loaded = ctypes.CDLL(str(path))
+        found = ctypes.CDLL(str(path))
     except OSError as error:  # built for another machine or C library
         if os.environ.get(LIBRARY_VARIABLE):
             raise BackendError(
@@ -94,8 +66,8 @@ def _load() -> tuple[ctypes.CDLL | None, Obstacle | None]:
             ) from error
         return None, Obstacle(f"the compiled CPU kernels do not load ({error})", MEND)
     if run_team := _run_team():
-        loaded.vmamba_use_threads(run_team)
-    return loaded, None
+        found.vmamba_use_threads(run_team)
+    return found, None
 
 
 def uses_torchs_threads() -> bool:
@@ -125,28 +97,28 @@ def obstacle() -> Obstacle | None:
         BackendError: ``VMAMBA_CPU_ISA`` asks for an instruction set that does not exist or that is not here, or
             ``VMAMBA_NATIVE_LIBRARY`` for a library that does not load.
     """
-    library, why = _load()
-    if library is not None:
+    found, why = _load()
+    if found is not None:
         isa()
     return why
 
 
-def library() -> ctypes.CDLL:
+def loaded() -> ctypes.CDLL:
     """The loaded library.
 
     Raises:
         BackendError: it is missing or does not load.
     """
-    loaded, why = _load()
-    if loaded is None:
+    found, why = _load()
+    if found is None:
         raise BackendError(f"{why}")
-    return loaded
+    return found
 
 
 @functools.cache
 def isas() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Every instruction set's name in the library's numbering, and the usable ones here, best first."""
-    lib = library()
+    lib = loaded()
     lib.vmamba_isa_name.restype = ctypes.c_char_p
     names = tuple(lib.vmamba_isa_name(i).decode() for i in range(lib.vmamba_isa_count()))
     usable = tuple(name for i, name in reversed(list(enumerate(names))) if lib.vmamba_isa_usable(i))
@@ -199,12 +171,11 @@ def forced_isa(name: str) -> Iterator[None]:
 
 def multiplies_bfloat16() -> bool:
     """Whether products of bfloat16 can run with the instruction set that calls run with now."""
-    return bool(library().vmamba_has_bfloat16_products(isas()[0].index(isa())))
+    return bool(loaded().vmamba_has_bfloat16_products(isas()[0].index(isa())))
 
 
-@dataclass(frozen=True)
-class Step:
-    """A kernel call that can be made later, or again.
+class KernelCall(NamedTuple):
+    """A call of a kernel that can be made later, or again.
 
     Attributes:
         name: of the kernel.
@@ -234,9 +205,9 @@ def call(name: str, args: ctypes.Structure, isa_name: str | None = None) -> str:
     return chosen
 
 
-def run(step: Step) -> str:
-    """Make the call of ``step``; see `call`."""
-    return call(step.name, step.args, step.isa)
+def run(prepared: KernelCall) -> str:
+    """Make the prepared call; see `call`."""
+    return call(prepared.name, prepared.args, prepared.isa)
 
 
 def kernel(name: str) -> Any:
@@ -245,12 +216,13 @@ def kernel(name: str) -> Any:
     Raises:
         BackendError: the library was built from other sources than this package's.
     """
-    found = getattr(library(), f"vmamba_{name}", None)  # an older library lacks the newer kernels
+    found = getattr(loaded(), f"vmamba_{name}", None)  # an older library lacks the newer kernels
     if found is None:
         raise other_sources()
     return found
 
 
-def other_sources() -> BackendError:
+def other_sources(difference: str = "") -> BackendError:
     """What to raise where a kernel is missing or takes other arguments than it is given."""
-    return BackendError(f"the compiled CPU kernels were built from other sources than this package's: {MEND}")
+    seen = f" ({difference})" if difference else ""
+    return BackendError(f"the compiled CPU kernels were built from other sources than this package's{seen}: {MEND}")

@@ -15,99 +15,28 @@ import torch
 from torch import Tensor
 
 from vmamba.errors import BackendError, ConfigError
-from vmamba.kernels.native import library as native
-from vmamba.kernels.native.library import DTYPE_CODES, Step, TensorArg
-from vmamba.kernels.native.program import Steps
+from vmamba.kernels.native import library
+from vmamba.kernels.native.library import KernelCall
+from vmamba.kernels.native.program import Calls
+from vmamba.kernels.native.structs import DTYPE_CODES, absent, pointer, struct, tensor
 
 Activation = Literal["none", "gelu", "silu"]
-ACTIVATIONS: tuple[Activation, ...] = ("none", "gelu", "silu")  # the kernels' numbering
+#: How the kernels call an activation.
+ACTIVATION_CODES: dict[Activation, int] = {"none": 0, "gelu": 1, "silu": 2}
 
 _UNIT = 32  # widths are filled up to this, on every instruction set
 _BLOCK_ROWS = 112  # at most, of one task; a multiple of all tiles' heights
 _TILE_ROWS = 14  # of the widest instruction set
 
 
-class MatrixArg(ctypes.Structure):
-    """``vmamba::PackedMatrix``."""
-
-    _fields_ = (
-        ("panels", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("inputs", ctypes.c_int64),
-        ("outputs", ctypes.c_int64),
-        ("dtype", ctypes.c_int64),
-    )
-
-
-class _PackArgs(ctypes.Structure):  # vmamba::PackMatrixArgs
-    _fields_ = (
-        ("weight", ctypes.c_void_p),
-        ("panels", ctypes.c_void_p),
-        ("inputs", ctypes.c_int64),
-        ("outputs", ctypes.c_int64),
-        ("dtype", ctypes.c_int64),
-    )
-
-
-class _Inputs(ctypes.Structure):  # vmamba::ProductInputs
-    _fields_ = (
-        ("rows", ctypes.c_int64),
-        ("x", TensorArg),
-        ("norm", ctypes.c_int64),
-        ("eps", ctypes.c_double),
-        ("gate", ctypes.c_void_p),  # vmamba::Gate, from here
-        ("gate_stride", ctypes.c_int64),
-        ("gate_weight", ctypes.c_void_p),
-        ("gate_bias", ctypes.c_void_p),
-    )
-
-
-class _Outputs(ctypes.Structure):  # vmamba::ProductOutputs
-    _fields_ = (("residual", TensorArg), ("y", TensorArg))
-
-
-class SharingArg(ctypes.Structure):
-    """``vmamba::ProductSharing``."""
-
-    _fields_ = (
-        ("threads", ctypes.c_int64),
-        ("block_rows", ctypes.c_int64),
-        ("column_parts", ctypes.c_int64),
-        ("workspace", ctypes.c_void_p),
-        ("thread_floats", ctypes.c_int64),
-    )
-
-
-class _LinearArgs(ctypes.Structure):  # vmamba::LinearArgs
-    _fields_ = (
-        ("inputs", _Inputs),
-        ("matrix", MatrixArg),
-        ("activation", ctypes.c_int64),
-        ("outputs", _Outputs),
-        ("sharing", SharingArg),
-    )
-
-
-class _MlpArgs(ctypes.Structure):  # vmamba::MlpArgs
-    _fields_ = (
-        ("inputs", _Inputs),
-        ("first", MatrixArg),
-        ("activation", ctypes.c_int64),
-        ("second", MatrixArg),
-        ("outputs", _Outputs),
-        ("sharing", SharingArg),
-        ("hidden", ctypes.c_void_p),
-    )
-
-
 def obstacle(dtype: torch.dtype) -> str:
     """Why there are no packed products in ``dtype`` here, or an empty string."""
     if dtype not in (torch.float32, torch.bfloat16):
         return f"there are none for {dtype}"
-    if (why := native.obstacle()) is not None:
+    if (why := library.obstacle()) is not None:
         return str(why)
-    if dtype == torch.bfloat16 and not native.multiplies_bfloat16():
-        return f"the instruction set {native.isa()!r} does not multiply bfloat16 on this CPU"
+    if dtype == torch.bfloat16 and not library.multiplies_bfloat16():
+        return f"the instruction set {library.isa()!r} does not multiply bfloat16 on this CPU"
     return ""
 
 
@@ -129,16 +58,31 @@ class PackedMatrix:
         self.outputs, self.inputs = weight.shape
         self.dtype = dtype
         # The layout is the instruction set's own.
-        self.isa = native.isa()
+        self.isa = library.isa()
         dense = weight.detach().to("cpu", torch.float32).contiguous()
-        self.panels = torch.empty(rounded(self.inputs) * rounded(self.outputs), dtype=dtype)
-        self.bias = torch.zeros(rounded(self.outputs))
+        with torch.inference_mode(False):  # as a model is made in inference mode, and used outside
+            self.panels = torch.empty(rounded(self.inputs) * rounded(self.outputs), dtype=dtype, device="cpu")
+            self.bias = torch.zeros(rounded(self.outputs), dtype=torch.float32, device="cpu")
         if bias is not None:
             self.bias[: self.outputs] = bias.detach()
-        code = DTYPE_CODES[dtype]
-        native.call("pack_matrix", _PackArgs(dense.data_ptr(), self.panels.data_ptr(), self.inputs, self.outputs, code))
+        args = struct(
+            "PackMatrixArgs",
+            weight=dense.data_ptr(),
+            panels=self.panels.data_ptr(),
+            in_=self.inputs,
+            out=self.outputs,
+            dtype=DTYPE_CODES[dtype],
+        )
+        library.call("pack_matrix", args)
         self.tensors = (self.panels, self.bias)
-        self.arg = MatrixArg(self.panels.data_ptr(), self.bias.data_ptr(), self.inputs, self.outputs, code)
+        self.arg = struct(
+            "PackedMatrix",
+            panels=self.panels.data_ptr(),
+            bias=self.bias.data_ptr(),
+            in_=self.inputs,
+            out=self.outputs,
+            dtype=DTYPE_CODES[dtype],
+        )
 
     def __deepcopy__(self, memo: dict[int, object]) -> PackedMatrix:
         return self  # never changed, and holds its own memory's addresses
@@ -151,7 +95,7 @@ class PackedMatrix:
 
 
 def packed_linear(
-    steps: Steps,
+    calls: Calls,
     x: Tensor,
     matrix: PackedMatrix,
     y: Tensor,
@@ -164,7 +108,7 @@ def packed_linear(
     """``y = activation(gate(norm(x)) · weightᵀ + bias) + residual`` over the last axis.
 
     Args:
-        steps: where the call goes.
+        calls: where the call goes.
         x: ``(…, c_in)``; float32, bfloat16 or float16, on the CPU.
         matrix: weight and bias.
         y: ``(…, c_out)``, contiguous, of any of these dtypes.
@@ -180,19 +124,22 @@ def packed_linear(
     if y.numel() == 0:
         return y
     rows, added = _rows(x), None if residual is None else _rows(residual)
-    sharing, memory = share_rows(steps, rows.shape[0], [matrix.inputs])
-    inputs = _inputs(rows, norm_eps)
-    if gate is not None:
-        values, affine = gate
-        inputs.gate, inputs.gate_stride = values.data_ptr(), values.shape[-1]
-        inputs.gate_weight, inputs.gate_bias = (row.data_ptr() for row in affine)
-    args = _LinearArgs(inputs, matrix.arg, ACTIVATIONS.index(activation), _outputs(y, added), sharing)
-    steps.add(Step("packed_linear", args, (rows, added, y, memory, *(gate or ()), *matrix.tensors), matrix.isa))
+    sharing, memory = share_rows(calls, rows.shape[0], [matrix.inputs])
+    args = struct(
+        "LinearArgs",
+        in_=_inputs(rows, norm_eps, gate),
+        matrix=matrix.arg,
+        activation=ACTIVATION_CODES[activation],
+        out=_outputs(y, added),
+        sharing=sharing,
+    )
+    keep = (rows, added, y, memory, *(gate or ()), *matrix.tensors)
+    calls.add(KernelCall("packed_linear", args, keep, matrix.isa))
     return y
 
 
 def packed_mlp(
-    steps: Steps,
+    calls: Calls,
     x: Tensor,
     first: PackedMatrix,
     second: PackedMatrix,
@@ -210,19 +157,21 @@ def packed_mlp(
         return y
     rows, added = _rows(x), None if residual is None else _rows(residual)
     count = rows.shape[0]
-    sharing, memory = share_rows(steps, count, [first.inputs, second.inputs])
+    sharing, memory = share_rows(calls, count, [first.inputs, second.inputs])
     # Where several tasks share a block's rows, each needs the others' hidden values.
-    hidden = steps.buffer("hidden", [count * rounded(second.inputs)]) if sharing.column_parts > 1 else None
-    args = _MlpArgs(
-        _inputs(rows, norm_eps),
-        first.arg,
-        ACTIVATIONS.index(activation),
-        second.arg,
-        _outputs(y, added),
-        sharing,
-        None if hidden is None else hidden.data_ptr(),
+    hidden = calls.buffer("hidden", [count * rounded(second.inputs)]) if sharing.column_parts > 1 else None
+    args = struct(
+        "MlpArgs",
+        in_=_inputs(rows, norm_eps),
+        first=first.arg,
+        activation=ACTIVATION_CODES[activation],
+        second=second.arg,
+        out=_outputs(y, added),
+        sharing=sharing,
+        hidden=pointer(hidden),
     )
-    steps.add(Step("packed_mlp", args, (rows, added, y, memory, hidden, *first.tensors, *second.tensors), first.isa))
+    keep = (rows, added, y, memory, hidden, *first.tensors, *second.tensors)
+    calls.add(KernelCall("packed_mlp", args, keep, first.isa))
     return y
 
 
@@ -233,7 +182,8 @@ def rounded(width: int) -> int:
 
 def affine_rows(weight: Tensor, bias: Tensor) -> Tensor:
     """What a norm multiplies with and adds, each ``(c)``, as the kernels take them: ``(2, rounded(c))``, float32."""
-    rows = torch.zeros(2, rounded(len(weight)))
+    with torch.inference_mode(False):
+        rows = torch.zeros(2, rounded(len(weight)), dtype=torch.float32, device="cpu")
     rows[0, : len(weight)], rows[1, : len(bias)] = weight.detach(), bias.detach()
     return rows
 
@@ -244,24 +194,37 @@ def _rows(x: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
 
 
-def _inputs(rows: Tensor, norm_eps: float | None) -> _Inputs:
-    norm = norm_eps is not None
-    return _Inputs(rows.shape[0], native.tensor_arg(rows), norm, norm_eps if norm else 0.0)
-
-
-def _outputs(y: Tensor, residual: Tensor | None) -> _Outputs:
-    return _Outputs(
-        TensorArg() if residual is None else native.tensor_arg(residual), native.tensor_arg(y.view(-1, y.shape[-1]))
+def _inputs(rows: Tensor, norm_eps: float | None, gate: tuple[Tensor, Tensor] | None = None) -> ctypes.Structure:
+    values, affine = gate or (None, (None, None))
+    weight, bias = affine
+    return struct(
+        "ProductInputs",
+        rows=rows.shape[0],
+        x=tensor(rows),
+        norm=norm_eps is not None,
+        eps=norm_eps or 0.0,
+        gate=struct(
+            "Gate",
+            values=pointer(values),
+            stride=0 if values is None else values.shape[-1],
+            weight=pointer(weight),
+            bias=pointer(bias),
+        ),
     )
 
 
+def _outputs(y: Tensor, residual: Tensor | None) -> ctypes.Structure:
+    added = absent() if residual is None else tensor(residual)
+    return struct("ProductOutputs", residual=added, y=tensor(y.view(-1, y.shape[-1])))
+
+
 def share_rows(
-    steps: Steps, rows: int, widths: Sequence[int], *, more: int = 0, may_cut: bool = True
-) -> tuple[SharingArg, Tensor]:
+    calls: Calls, rows: int, widths: Sequence[int], *, more: int = 0, may_cut: bool = True
+) -> tuple[ctypes.Structure, Tensor]:
     """How threads share a product's rows, and the workspace, which must outlive the call.
 
     Args:
-        steps: where the workspace comes from.
+        calls: where the workspace comes from.
         rows: how many.
         widths: of what a thread keeps of each of its rows.
         more: floats that it needs besides.
@@ -276,5 +239,13 @@ def share_rows(
         parts = -(-threads // blocks)
     block_rows = -(-rows // blocks)
     thread_floats = block_rows * sum(map(rounded, widths)) + more
-    memory = steps.buffer("workspace", [threads * thread_floats])
-    return SharingArg(threads, block_rows, parts, memory.data_ptr(), thread_floats), memory
+    memory = calls.buffer("workspace", [threads * thread_floats])
+    sharing = struct(
+        "ProductSharing",
+        threads=threads,
+        block_rows=block_rows,
+        column_parts=parts,
+        workspace=memory.data_ptr(),
+        thread_floats=thread_floats,
+    )
+    return sharing, memory

@@ -1,4 +1,4 @@
-"""Kernel calls made as they come, or written down once and then made all together.
+"""Kernel calls made one by one, or recorded beforehand and then made all together by one call from Python.
 
 Python's part of a call takes 10 to 20 µs, and several times that right after a kernel that went through more memory
 than the caches hold. A forward pass of a hundred calls at 0.5 ms each would lose a tenth to it. A `Program` is such a
@@ -17,13 +17,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vmamba.kernels.interface import Run, record
-from vmamba.kernels.native import library as native
-from vmamba.kernels.native.library import Step
+from vmamba.kernels.interface import ScanRun, record
+from vmamba.kernels.native import library
+from vmamba.kernels.native.library import KernelCall
 
 
-class Steps(Protocol):
-    """Where a layer's kernel calls go, and the memory that they use."""
+class Calls(Protocol):
+    """Where a layer's kernel calls go, and the memory that they use. All of it is on the CPU."""
 
     def buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Contiguous memory that keeps its contents until the next request by the same name."""
@@ -34,7 +34,7 @@ class Steps(Protocol):
     def updated(self, x: Tensor) -> Tensor:
         """Contiguous memory for ``x`` plus something: perhaps that of ``x``, which must not be used any more then."""
 
-    def add(self, step: Step) -> None:
+    def add(self, call: KernelCall) -> None:
         """Make the call, now or later."""
 
 
@@ -42,26 +42,30 @@ class Immediate:
     """Makes each call at once, in memory of its own."""
 
     def buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """See `Steps`."""
-        return torch.empty(shape, dtype=dtype)
+        """See `Calls`."""
+        return _memory(shape, dtype)
 
     def result(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """See `Steps`."""
-        return torch.empty(shape, dtype=dtype)
+        """See `Calls`."""
+        return _memory(shape, dtype)
 
     def updated(self, x: Tensor) -> Tensor:
-        """See `Steps`."""
-        return torch.empty(x.shape, dtype=x.dtype)
+        """See `Calls`."""
+        return _memory(x.shape, x.dtype)
 
-    def add(self, step: Step) -> None:
-        """See `Steps`."""
-        _record(step, native.run(step))
+    def add(self, call: KernelCall) -> None:
+        """See `Calls`."""
+        _record(call, library.run(call))
 
 
-def _record(step: Step, isa: str) -> None:
+def _memory(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
+def _record(call: KernelCall, isa: str) -> None:
     """Tell `recorded_runs` of a call that is a scan."""
-    if step.name == "ss2d_forward":
-        record(Run("oflex", "ss2d_scan", detail=isa))
+    if call.name == "ss2d_forward":
+        record(ScanRun("oflex", "ss2d_scan", detail=isa))
 
 
 class _Reused(Immediate):
@@ -71,12 +75,12 @@ class _Reused(Immediate):
         self._results = 0
 
     def result(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """See `Steps`."""
+        """See `Calls`."""
         self._results += 1
         return self.buffer(f"result {self._results % 2}", shape, dtype)
 
     def updated(self, x: Tensor) -> Tensor:
-        """See `Steps`."""
+        """See `Calls`."""
         return x
 
 
@@ -88,15 +92,15 @@ class _Sizes(_Reused):
         self.bytes: dict[str, int] = {}
 
     def buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        memory = torch.empty(shape, dtype=dtype)
+        memory = _memory(shape, dtype)
         self.bytes[name] = max(self.bytes.get(name, 0), memory.nbytes)
         return memory
 
-    def add(self, step: Step) -> None:
+    def add(self, call: KernelCall) -> None:
         pass
 
 
-class _StepArg(ctypes.Structure):  # vmamba::Step
+class _Recorded(ctypes.Structure):  # vmamba::Step of csrc/entry/program.cpp
     _fields_ = (
         ("kernel", ctypes.c_void_p),
         ("args", ctypes.c_void_p),
@@ -116,55 +120,57 @@ class Program(_Reused):
 
     def __init__(
         self,
-        build: Callable[[Tensor, Steps], Tensor],
+        build: Callable[[Tensor, Calls], Tensor],
         shape: Sequence[int],
         dtype: torch.dtype,
         bytes: dict[str, int],
     ) -> None:
         super().__init__()
-        self._memory = {name: torch.empty(size, dtype=torch.uint8) for name, size in bytes.items()}
-        self._steps: list[Step] = []
+        self._calls: list[KernelCall] = []
         self._lock = threading.Lock()
-        self._input = torch.empty(shape, dtype=dtype)
-        self._output = build(self._input, self)
-        isas = native.isas()[0]
-        self._isas = [step.isa or native.isa() for step in self._steps]
-        self._table = (_StepArg * len(self._steps))(
+        # Memory made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            self._memory = {name: _memory([size], torch.uint8) for name, size in bytes.items()}
+            self._input = _memory(shape, dtype)
+            self._output = build(self._input, self)
+        isas = library.isas()[0]
+        self._isas = [call.isa or library.isa() for call in self._calls]
+        self._table = (_Recorded * len(self._calls))(
             *(
-                _StepArg(
-                    ctypes.cast(native.kernel(step.name), ctypes.c_void_p),
-                    ctypes.addressof(step.args),
-                    ctypes.sizeof(step.args),
+                _Recorded(
+                    ctypes.cast(library.kernel(call.name), ctypes.c_void_p),
+                    ctypes.addressof(call.args),
+                    ctypes.sizeof(call.args),
                     isas.index(isa),
                 )
-                for step, isa in zip(self._steps, self._isas, strict=True)
+                for call, isa in zip(self._calls, self._isas, strict=True)
             )
         )
-        self._run = native.kernel("run_program")
+        self._run = library.kernel("run_program")
 
     def buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """See `Steps`."""
+        """See `Calls`."""
         count = math.prod(shape)
         return self._memory[name][: count * dtype.itemsize].view(dtype).view(tuple(shape))
 
-    def add(self, step: Step) -> None:
-        """See `Steps`."""
-        self._steps.append(step)
+    def add(self, call: KernelCall) -> None:
+        """See `Calls`."""
+        self._calls.append(call)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The output for ``x``, which is taken in any memory format and floating-point dtype."""
         with self._lock:  # one memory for all
             self._input.copy_(x)
-            if self._run(self._table, ctypes.c_int64(len(self._steps))) != 0:
-                raise native.other_sources()
+            if self._run(self._table, ctypes.c_int64(len(self._calls))) != 0:
+                raise library.other_sources()
             y = self._output.clone()
-        for step, isa in zip(self._steps, self._isas, strict=True):
-            _record(step, isa)
+        for call, isa in zip(self._calls, self._isas, strict=True):
+            _record(call, isa)
         return y
 
 
-def memory_of(build: Callable[[Tensor, Steps], Tensor], shape: Sequence[int], dtype: torch.dtype) -> dict[str, int]:
+def memory_of(build: Callable[[Tensor, Calls], Tensor], shape: Sequence[int], dtype: torch.dtype) -> dict[str, int]:
     """The bytes of each buffer that ``build`` uses for an input of this shape."""
     sizes = _Sizes()
-    build(torch.empty(shape, dtype=dtype), sizes)
+    build(_memory(shape, dtype), sizes)
     return sizes.bytes

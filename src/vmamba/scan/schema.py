@@ -1,0 +1,365 @@
+"""The scans as torch operators, once for all devices: signature, shapes for tracers, gradients, memory.
+
+``vmamba::selective_scan`` and ``vmamba::ss2d_scan`` return the output and the states that backward starts from; the
+shape of those each device's kernels decide. Here is the only place that allocates for them, always like the
+inputs, and that looks at device, layout and dtype before an address leaves Python. `_KERNELS` has the devices.
+
+The functions `selective_scan` and `ss2d_scan` are what the backend ``"oflex"`` runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vmamba import _torch
+from vmamba.errors import BackendError, InputError
+from vmamba.kernels import native
+from vmamba.kernels.interface import ScanRun, record
+from vmamba.scan.orders import readings_of
+
+
+class _Kernels(NamedTuple):
+    """Modules with ``saved_shape``, ``forward`` and ``backward``, and the dtypes of what is not a parameter."""
+
+    selective_scan: ModuleType
+    ss2d_scan: ModuleType
+    dtypes: frozenset[torch.dtype]
+
+
+#: Device type -> who computes there.
+_KERNELS: Mapping[str, _Kernels] = {
+    "cpu": _Kernels(native.selective_scan, native.ss2d_scan, frozenset(native.DTYPE_CODES)),
+}
+
+
+def _kernels(t: Tensor) -> _Kernels:
+    found = _KERNELS.get(t.device.type)
+    if found is None:
+        raise BackendError(
+            f"there are no compiled kernels for {t.device.type} tensors, only for {', '.join(_KERNELS)}; "
+            'use backend="torch"'
+        )
+    return found
+
+
+def _checked(kernels: _Kernels, maps: Sequence[Tensor], parameters: Sequence[Tensor | None]) -> None:
+    """Make sure that every address that goes to a kernel is one, on one device, of a type that it knows.
+
+    For whoever calls the operators by hand; `vmamba.scan`'s own functions have looked already.
+    """
+    device = maps[0].device
+    for t in (*maps, *(p for p in parameters if p is not None)):
+        if t.device != device or t.layout != torch.strided or not _torch.has_memory(t):
+            raise InputError(
+                f"the scan's kernels take dense tensors on one device, given a {t.layout} tensor on {t.device} beside "
+                f"one on {device}; convert it with .to() or .to_dense()"
+            )
+    types, full = {t.dtype for t in maps}, {p.dtype for p in parameters if p is not None}
+    if not types <= kernels.dtypes or not full <= {torch.float32}:
+        given = ", ".join(sorted(str(one).removeprefix("torch.") for one in types | full))
+        raise BackendError(
+            f"the scan's kernels take parameters in float32 and the rest in 16 or 32 bits, given {given}"
+        )
+
+
+def _workspace(like: Tensor) -> Callable[[int], Tensor]:
+    return lambda elements: like.new_empty(elements, dtype=torch.float32)
+
+
+def _states(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Memory for the states that backward starts from; what the kernels leave alone of it is zero."""
+    saved = like.new_empty(tuple(shape), dtype=torch.float32)
+    saved[-2:].zero_()
+    return saved
+
+
+def _like(inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """Memory for the gradient of each input, empty where there is none."""
+    first = inputs[0]
+    assert first is not None
+    return tuple(first.new_empty(0) if t is None else t.new_empty(t.shape) for t in inputs)
+
+
+def _given(gradients: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    return tuple(None if t is None else g for g, t in zip(gradients, inputs, strict=True))
+
+
+def _no_second_derivative(ctx: Any, *_: Tensor) -> None:
+    raise BackendError('the compiled kernels have no second derivatives; use backend="torch"')
+
+
+# The selective scan.
+
+
+def _selective_scan_kernel(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return ``y``, and the states that backward starts from if asked to save. A, D, delta_bias: float32."""
+    scan, detail = _kernels(u).selective_scan, ""
+    y = u.new_empty(u.shape, dtype=torch.float32)
+    saved = _states(u, scan.saved_shape(u, A)) if save else None
+    if y.numel():
+        detail = scan.forward(u, delta, A, B, C, D, delta_bias, delta_softplus, y, saved, _workspace(u))
+    record(ScanRun("oflex", "selective_scan", detail))
+    return y, saved
+
+
+@torch.library.custom_op("vmamba::selective_scan", mutates_args=())
+def _selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    _checked(_kernels(u), (u, delta, B, C), (A, D, delta_bias))
+    y, saved = _selective_scan_kernel(u, delta, A, B, C, D, delta_bias, delta_softplus, save)
+    return y, y.new_empty(0) if saved is None else saved
+
+
+@_selective_scan.register_fake
+def _(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    shape = _kernels(u).selective_scan.saved_shape(u, A) if save else (0,)
+    return u.new_empty(u.shape, dtype=torch.float32), u.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("vmamba::selective_scan_backward", mutates_args=())
+def _selective_scan_backward(
+    dy: Tensor,
+    saved: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of u, delta, A, B, C, D and delta_bias, empty where the input is None."""
+    kernels, inputs = _kernels(u), (u, delta, A, B, C, D, delta_bias)
+    _checked(kernels, (u, delta, B, C, dy), (A, D, delta_bias, saved))
+    gradients = _like(inputs)
+    if u.numel():
+        given = _given(gradients, inputs)
+        kernels.selective_scan.backward(dy, saved, *inputs, delta_softplus, given, _workspace(u))
+    else:
+        gradients = tuple(g.zero_() for g in gradients)
+    return gradients  # type: ignore[return-value]
+
+
+@_selective_scan_backward.register_fake
+def _(
+    dy: Tensor,
+    saved: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _like((u, delta, A, B, C, D, delta_bias))  # type: ignore[return-value]
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> Tensor:
+    """See `vmamba.scan.selective_scan`. float64 tensors beside a 16- or 32-bit ``u`` are rounded to float32."""
+    delta, B, C = (_narrow(t) for t in (delta, B, C))
+    tensors = (u, delta, A.float(), B, C, _float(D), _float(delta_bias))
+    return _run(_selective_scan_kernel, _selective_scan, tensors, delta_softplus)
+
+
+# The 2-d scan.
+
+
+def _ss2d_scan_kernel(
+    x: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor | None,
+    A: Tensor,
+    D: Tensor | None,
+    readings: Sequence[int],
+    delta_softplus: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return ``y``, and the states that backward starts from if asked to save. Parameters are float32."""
+    scan, detail = _kernels(x).ss2d_scan, ""
+    y = x.new_empty(x.shape, dtype=torch.float32)
+    saved = _states(x, scan.saved_shape(x, A)) if save else None
+    if y.numel():
+        detail = scan.forward(x, x_dbl, dt_weight, dt_bias, A, D, readings, delta_softplus, y, saved, _workspace(x))
+    record(ScanRun("oflex", "ss2d_scan", detail))
+    return y, saved
+
+
+@torch.library.custom_op("vmamba::ss2d_scan", mutates_args=())
+def _ss2d_scan(
+    x: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor | None,
+    A: Tensor,
+    D: Tensor | None,
+    readings: Sequence[int],
+    delta_softplus: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    _checked(_kernels(x), (x, x_dbl), (dt_weight, dt_bias, A, D))
+    y, saved = _ss2d_scan_kernel(x, x_dbl, dt_weight, dt_bias, A, D, readings, delta_softplus, save)
+    return y, y.new_empty(0) if saved is None else saved
+
+
+@_ss2d_scan.register_fake
+def _(
+    x: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor | None,
+    A: Tensor,
+    D: Tensor | None,
+    readings: Sequence[int],
+    delta_softplus: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    shape = _kernels(x).ss2d_scan.saved_shape(x, A) if save else (0,)
+    return x.new_empty(x.shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("vmamba::ss2d_scan_backward", mutates_args=())
+def _ss2d_scan_backward(
+    dy: Tensor,
+    saved: Tensor,
+    x: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor | None,
+    A: Tensor,
+    D: Tensor | None,
+    readings: Sequence[int],
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, x_dbl, dt_weight, dt_bias, A and D, empty where the input is None."""
+    kernels, inputs = _kernels(x), (x, x_dbl, dt_weight, dt_bias, A, D)
+    _checked(kernels, (x, x_dbl), (dt_weight, dt_bias, A, D, saved, dy))
+    if not x.numel():
+        return tuple(g.zero_() for g in _like(inputs))  # type: ignore[return-value]
+    gradients = tuple(x.new_empty((0,) if t is None else t.shape, dtype=torch.float32) for t in inputs)
+    given = _given(gradients, inputs)
+    kernels.ss2d_scan.backward(dy.contiguous(), saved, *inputs, readings, delta_softplus, given, _workspace(x))
+    dx, dx_dbl, *of_parameters = gradients
+    return dx.to(x.dtype), dx_dbl.to(x_dbl.dtype), *of_parameters  # type: ignore[return-value]
+
+
+@_ss2d_scan_backward.register_fake
+def _(
+    dy: Tensor,
+    saved: Tensor,
+    x: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor | None,
+    A: Tensor,
+    D: Tensor | None,
+    readings: Sequence[int],
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _like((x, x_dbl, dt_weight, dt_bias, A, D))  # type: ignore[return-value]
+
+
+def ss2d_scan(
+    x: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor | None,
+    A: Tensor,
+    D: Tensor | None,
+    scan_mode: str,
+    delta_softplus: bool,
+) -> Tensor:
+    """See `vmamba.scan.ss2d_scan`. Parameters, and a float64 ``x_dbl`` beside a narrower ``x``, become float32."""
+    tensors = (x, _narrow(x_dbl), dt_weight.float(), _float(dt_bias), A.float(), _float(D))
+    return _run(_ss2d_scan_kernel, _ss2d_scan, tensors, readings_of(scan_mode), delta_softplus)
+
+
+# What both share: how they are called, and their gradients.
+
+
+def _run(kernel: Any, operator: Any, tensors: Sequence[Tensor | None], *options: Any) -> Tensor:
+    """Call an operator, or its kernel where that serves; save states where backward will ask for them."""
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    # An operator's way through the dispatcher takes as long as the kernel does on a small map.
+    run = operator if save or not _torch.is_plain(*tensors) else kernel
+    y: Tensor = run(*tensors, *options, save)[0]
+    return y
+
+
+def _float(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.float()
+
+
+def _narrow(t: Tensor) -> Tensor:
+    return t.float() if t.dtype == torch.float64 else t
+
+
+def _differentiable(name: str, forward: Any, backward: Any, tensors: int) -> None:
+    """Register the gradients of operator ``name``, whose first ``tensors`` arguments are tensors and whose last is
+    ``save``.
+    """
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        if not inputs[-1]:
+            raise BackendError(f"vmamba::{name} was called with save=False and needs gradients; pass save=True")
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1], *inputs[:tensors])
+        ctx.options = inputs[tensors:-1]
+
+    def gradients(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        saved, *inputs = ctx.saved_tensors
+        found = getattr(torch.ops.vmamba, f"{name}_backward")(dy, saved, *inputs, *ctx.options)
+        return *_given(found, inputs), *(None for _ in ctx.options), None
+
+    forward.register_autograd(gradients, setup_context=setup_context)
+    backward.register_autograd(_no_second_derivative)
+
+
+_differentiable("selective_scan", _selective_scan, _selective_scan_backward, 7)
+_differentiable("ss2d_scan", _ss2d_scan, _ss2d_scan_backward, 6)
