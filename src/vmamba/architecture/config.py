@@ -1,4 +1,4 @@
-"""The typed configuration of a VSSM: upstream's argument names, checked when it is made."""
+"""What makes a VSSM, typed and checked when it is made: the network itself, and how one wants it to run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from vmamba.scan.dispatch import check_name
 
 
 @dataclass(frozen=True)
-class VSSMConfig:
-    """Everything that makes a VSSM. Words may be in any case, lists may be tuples; ``dims=d`` means ``d, 2d, 4d, …``.
+class Architecture:
+    """The network: what its weights belong to. Words may be in any case; ``dims=d`` means ``d, 2d, 4d, …``.
 
     Attributes:
         patch_size: side of a patch in pixels.
@@ -43,15 +43,12 @@ class VSSMConfig:
         norm_layer: ln, ln2d (the same values) or bn.
         downsample_version: v1, v2 or v3.
         patchembed_version: v1 or v2.
-        use_checkpoint: recompute blocks in backward instead of keeping activations.
         posembed: learned positional embedding.
         imgsize: image side that ``pos_embed`` is made for.
         post_norm: norm the branches' outputs instead of their inputs.
-        selective_scan_backend: None, oflex, mamba or torch.
 
     Raises:
         ConfigError: a value that is not legal.
-        BackendError: an unknown backend name.
     """
 
     patch_size: int = 4
@@ -77,11 +74,9 @@ class VSSMConfig:
     norm_layer: str = "ln"
     downsample_version: str = "v2"
     patchembed_version: str = "v1"
-    use_checkpoint: bool = False
     posembed: bool = False
     imgsize: int = 224
     post_norm: bool = False
-    selective_scan_backend: str | None = None
 
     def __post_init__(self) -> None:
         """Bring values into their canonical form and check them."""
@@ -142,7 +137,50 @@ class VSSMConfig:
             if value not in legal:
                 raise ConfigError(f"{name} {value!r} is unknown; legal: {', '.join(legal)}{nearest(value, legal)}")
         ForwardType.parse(self.forward_type)
+
+    def drop_path_rates(self) -> list[float]:
+        """The rate of each block in order: from 0 to ``drop_path_rate`` linearly."""
+        blocks = sum(self.depths)
+        return [self.drop_path_rate * i / max(blocks - 1, 1) for i in range(blocks)]
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How a network runs here: nothing of it is stored with weights, which other machines use.
+
+    Attributes:
+        selective_scan_backend: None, oflex, mamba or torch.
+        use_checkpoint: recompute blocks in backward instead of keeping activations.
+
+    Raises:
+        BackendError: an unknown backend name.
+    """
+
+    selective_scan_backend: str | None = None
+    use_checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the name; whether the backend can run is asked when it is called."""
         check_name(self.selective_scan_backend)
+
+
+#: The names of `RuntimeOptions`.
+RUNTIME = tuple(field.name for field in dataclasses.fields(RuntimeOptions))
+
+
+@dataclass(frozen=True)
+class VSSMConfig(RuntimeOptions, Architecture):
+    """Every keyword of a VSSM: the fields of `Architecture` and of `RuntimeOptions`.
+
+    Raises:
+        ConfigError: a value that is not legal.
+        BackendError: an unknown backend name.
+    """
+
+    def __post_init__(self) -> None:
+        """Bring values into their canonical form and check them."""
+        Architecture.__post_init__(self)
+        RuntimeOptions.__post_init__(self)
 
     @classmethod
     def field_names(cls) -> tuple[str, ...]:
@@ -164,9 +202,16 @@ class VSSMConfig:
                 )
         return cls(**values)
 
+    @classmethod
+    def from_stored(cls, values: Mapping[str, Any]) -> VSSMConfig:
+        """As `from_dict`, for what was stored with weights: how the network once ran, which files of the first version
+        say too, is left out.
+        """
+        return cls.from_dict({name: value for name, value in values.items() if name not in RUNTIME})
+
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict that `from_dict` turns back into an equal configuration."""
-        values = dataclasses.asdict(self)
+        """The architecture as a JSON-ready dict, as it is stored with weights; `from_dict` takes it."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Architecture)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def replace(self, **changes: Any) -> VSSMConfig:
@@ -176,8 +221,3 @@ class VSSMConfig:
             ConfigError: an unknown name or an illegal value.
         """
         return self.from_dict({**{name: getattr(self, name) for name in self.field_names()}, **changes})
-
-    def drop_path_rates(self) -> list[float]:
-        """The rate of each block in order: from 0 to ``drop_path_rate`` linearly."""
-        blocks = sum(self.depths)
-        return [self.drop_path_rate * i / max(blocks - 1, 1) for i in range(blocks)]

@@ -199,7 +199,7 @@ def load_trained(path: str | Path) -> Trained:
             "vmamba.create_model and vmamba.load_weights load bare weights"
         )
     try:
-        config = VSSMConfig.from_dict(json.loads(meta["config"]))
+        config = VSSMConfig.from_stored(json.loads(meta["config"]))
         classes = tuple(json.loads(meta["classes"]))
         preprocessing = Preprocessing.from_dict(json.loads(meta["preprocessing"]))
     except (ValueError, TypeError) as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,9 +16,8 @@ from typing import Any, TypeVar
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
-from vmamba.architecture.config import VSSMConfig
+from vmamba.architecture.config import RUNTIME, VSSMConfig
 from vmamba.errors import CheckpointError, OutputError, VMambaError
-from vmamba.models.vssm import VSSM
 from vmamba.output import write_atomically
 from vmamba.weights import adapt_to, read_weights, save_weights
 from vmamba.weights.loading import describe
@@ -38,8 +37,9 @@ _CARD: dict[str, Any] = {
 class _Files:
     """How the mixin writes and reads a model: whole files, strict loading, no code."""
 
-    plain: type[VSSM]
+    plain: type[Any]
     config: VSSMConfig
+    runtime: Mapping[str, Any]  # what the caller wants, whatever is stored
 
     def _save_pretrained(self, save_directory: Path) -> None:
         described = self.config.to_dict()
@@ -60,7 +60,7 @@ class _Files:
         token: str | bool | None,
         config: Any = None,  # the mixin's copy of config.json, which it also spreads over the options
         **options: Any,
-    ) -> VSSM:
+    ) -> Any:
         path = _local_weights(model_id)
         if path is None:
             download = functools.partial(
@@ -81,7 +81,7 @@ class _Files:
         file = read_weights(path)
         if config is None:
             options = {**describe(file, str(path)).config.to_dict(), **options}
-        model = cls.plain(VSSMConfig.from_dict(options))
+        model = cls.plain(VSSMConfig.from_stored(options).replace(**cls.runtime))
         model.load_state_dict(adapt_to(file.state_dict, model, str(path)))
         return model.eval()
 
@@ -97,11 +97,11 @@ def _local_weights(model_id: str) -> Path | None:
     raise CheckpointError(f"{folder} holds none of {', '.join(_WEIGHTS)}; give a folder of save_pretrained")
 
 
-def _hub_class(plain: type[Any]) -> type[Any]:
+def _hub_class(plain: type[Any], runtime: Mapping[str, Any] | None = None) -> type[Any]:
     """A subclass of both the model's class and the mixin."""
     bases = (_Files, PyTorchModelHubMixin, plain)
     made: type[Any] = types.new_class(f"Hub{plain.__name__}", bases, {**_CARD, "tags": list(_CARD["tags"])})
-    made.plain = plain
+    made.plain, made.runtime = plain, runtime or {}
     return made
 
 
@@ -124,7 +124,8 @@ def from_pretrained(plain: type[Model], source: str | Path, **options: Any) -> M
     if Path(source).is_file():
         raise CheckpointError(f"{source} is a file; vmamba.load reads it")
     with _mistakes(CheckpointError, f"cannot load {source}, which is neither a folder here nor a repository in reach"):
-        model: Model = _hub_class(plain).from_pretrained(source, **options)
+        runtime = {name: options.pop(name) for name in RUNTIME if name in options}
+        model: Model = _hub_class(plain, runtime).from_pretrained(source, **options)
     model.__dict__.pop("_hub_mixin_config", None)  # the mixin's copy; the model has its own
     return model
 

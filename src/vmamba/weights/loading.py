@@ -26,7 +26,7 @@ def describe(file: WeightFile, source: str) -> Recognised:
     if own is None:
         return recognise(file.state_dict, source)
     try:
-        return Recognised(VSSMConfig.from_dict(json.loads(own)), file.metadata.get("model"), ())
+        return Recognised(VSSMConfig.from_stored(json.loads(own)), file.metadata.get("model"), ())
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source}: the configuration in its metadata cannot be read: {error}") from error
 
