@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from vmamba.tasks.classification.prediction import Prediction, right_of
-from vmamba.tasks.classification.scores import Scores
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+    from vmamba.tasks.classification.scores import Scores
 
 #: Up to this many images every bar is shown.
 MAX_DETAILED = 8
