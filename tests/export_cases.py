@@ -11,7 +11,8 @@ import torch
 
 import vmamba
 from vmamba.data import Preprocessing
-from vmamba.train.run_folder import save_trained, weight_metadata
+from vmamba.tasks.classification.task import Classification
+from vmamba.tasks.trained import save_trained, weight_metadata
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -30,8 +31,8 @@ def weight_file(path: Path, size: int = 24, **options: object) -> Path:
     """A weight file as a run writes it, of a small untrained model."""
     model = small_model(**options)
     preprocessing = Preprocessing(size, model.config.in_chans, (0.5,) * 3, (0.25,) * 3)
-    classes = tuple("abcde")
-    save_trained(path, model.state_dict(), weight_metadata("vmamba_nano", model.config, classes, preprocessing))
+    task = Classification(tuple("abcde"), preprocessing)
+    save_trained(path, model.state_dict(), weight_metadata("vmamba_nano", model, task))
     return path
 
 

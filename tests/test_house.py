@@ -44,8 +44,10 @@ FLOORS: list[set[str]] = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 #: The front door re-exports from these, and nothing imports it.
-FRONT_DOOR = {"version", "errors", "_torch", "output", "kernels", "scan", "functional", "layers", "architecture", "weights",
-              "models", "heads", "inference"}  # fmt: skip
+FRONT_DOOR = {
+    "version", "errors", "_torch", "output", "kernels", "scan", "functional", "layers", "architecture", "weights",
+    "models", "heads", "inference",
+}  # fmt: skip
 
 HEAVY = {
     "accelerate", "huggingface_hub", "jsonargparse", "matplotlib", "rich", "safetensors", "sklearn", "timm",

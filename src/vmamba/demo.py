@@ -14,7 +14,7 @@ from vmamba.errors import OutputError
 from vmamba.evaluate.measure import EvaluateConfig, Evaluation, evaluate
 from vmamba.evaluate.predict import SHEET_NAME, PredictConfig, predict
 from vmamba.output import check_writable_folder, create_folder
-from vmamba.tasks.classification.prediction import Prediction
+from vmamba.tasks.protocol import Answer
 from vmamba.train.config import TrainConfig
 from vmamba.train.run import train
 from vmamba.train.run_folder import RunFolder
@@ -50,7 +50,7 @@ class DemoResult:
     """What came out."""
 
     evaluation: Evaluation
-    predictions: list[Prediction]
+    predictions: list[Answer]
     seconds: float
 
 
@@ -88,12 +88,15 @@ def demo(config: DemoConfig, console: Console | None = None) -> DemoResult:
         console,
     )
     seconds = time.monotonic() - started
-    say(f"\nDone in {seconds:.0f} s: {evaluation.scores.top1:.1%} of the test images right. Look at", "bold")
+    say(
+        f"\nDone in {seconds:.0f} s: {evaluation.scores.figures['accuracy']:.1%} of the test images right. Look at",
+        "bold",
+    )
     run = RunFolder(output / _RUN)
     for path, what in (
         (output / _PREDICTIONS / SHEET_NAME, "held-out digits with what the model takes them for"),
         (run.curves, "loss and accuracy, epoch by epoch"),
-        (run.confusion, "which digits are taken for which"),
+        (run.picture("confusion"), "which digits are taken for which"),
         (output / _EVAL, "every figure of the evaluation"),
         (run.path, "the run: weights, configuration, metrics"),
     ):

@@ -14,7 +14,7 @@ from torch import Tensor
 import vmamba
 from vmamba.cli.main import main
 from vmamba.errors import BackendError, CheckpointError, ConfigError, InputError, VMambaError
-from vmamba.train.run_folder import load_trained, save_trained, weight_metadata
+from vmamba.tasks.trained import load_trained, save_trained, weight_metadata
 
 
 def scan_inputs() -> dict[str, Tensor]:
@@ -140,7 +140,7 @@ def place(tmp_path: Path, colour_run: Path, colour_images: Path, monkeypatch: py
     Path("truncated.pth").write_bytes(Path("bare.pth").read_bytes()[:2000])
     torch.save({"model": {"weight": torch.zeros(1)}, "extra": _Code()}, "code.pth")
     trained = load_trained(colour_run)
-    meta = weight_metadata(trained.name, trained.model.config, trained.classes, trained.preprocessing)
+    meta = weight_metadata(trained.name, trained.model, trained.task)
     for change in (missing_key, extra_key):
         save_trained(Path(f"{change.__name__}.safetensors"), change(trained.model.state_dict()), meta)
     core = {

@@ -18,17 +18,19 @@ from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_
 
 from vmamba.data import DataConfig
 from vmamba.errors import ConfigError, DataError, OutputError
-from vmamba.evaluate.measure import MAX_ROWS, EvaluateConfig, Evaluation, evaluate, show
+from vmamba.evaluate.measure import EvaluateConfig, Evaluation, evaluate, show
 from vmamba.output import write_json
+from vmamba.tasks.classification.report import MAX_ROWS
 from vmamba.tasks.classification.scores import ScoreCounter, Scores
-from vmamba.train.run_folder import load_trained, save_trained, weight_metadata
+from vmamba.tasks.classification.task import Classification
+from vmamba.tasks.trained import load_trained, save_trained, weight_metadata
 
 
 def counted(logits: torch.Tensor, labels: torch.Tensor, names: list[str], parts: int = 3) -> Scores:
     counter = ScoreCounter(names)
     for some, these in zip(logits.chunk(parts), labels.chunk(parts), strict=True):
-        counter.update(some, these)
-    return counter.scores()
+        counter.update(counter.observe(some, (some, these)))
+    return counter.measurement()
 
 
 def test_scores_are_scikit_learns() -> None:
@@ -77,13 +79,14 @@ def test_a_run_is_measured_on_its_own_images(colour_run: Path) -> None:
 
 def test_labels_are_matched_by_class_name(colour_run: Path, tmp_path: Path) -> None:
     trained = load_trained(colour_run)
-    assert trained.classes == ("blue", "green", "red")
+    assert trained.task.classes == ("blue", "green", "red")
     order = [2, 0, 1]  # the same weights, classes in another order
     state = {
         name: value[order] if name.startswith("classifier.head.") else value
         for name, value in trained.model.state_dict().items()
     }
-    meta = weight_metadata("permuted", trained.model.config, [trained.classes[i] for i in order], trained.preprocessing)
+    task = Classification(tuple(trained.task.classes[i] for i in order), trained.preprocessing)
+    meta = weight_metadata("permuted", trained.model, task)
     save_trained(tmp_path / "permuted.safetensors", state, meta)
     own = DataConfig("folder", Path(read_yaml(colour_run)["data"]["data_dir"]), image_size=16)
 

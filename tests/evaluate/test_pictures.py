@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,28 @@ import pytest
 from PIL import Image
 
 from vmamba.errors import OutputError
-from vmamba.evaluate.pictures import MAX_COUNTED, MAX_NAMED, confusion_figure, curves_figure, save_figure
-from vmamba.train.run_folder import EpochRow
+from vmamba.evaluate.pictures import save_figure
+from vmamba.tasks.classification.confusion import MAX_COUNTED, MAX_NAMED, confusion_figure
+from vmamba.tasks.classification.task import Classification
+from vmamba.train import curves
+from vmamba.train.rows import EpochRow
 
 
 def rows(count: int) -> list[EpochRow]:
     return [
-        EpochRow(e, 2 / e, 1 - 1 / (e + 1), 1.5 / e, 1 - 0.5 / e, 1e-3 / e, 1.0, 100.0) for e in range(1, count + 1)
+        EpochRow(
+            e,
+            {"loss": 2 / e, "accuracy": 1 - 1 / (e + 1)},
+            {"loss": 1.5 / e, "accuracy": 1 - 0.5 / e},
+            1e-3 / e,
+            1.0,
+            100.0,
+        )
+        for e in range(1, count + 1)
     ]
+
+
+curves_figure = functools.partial(curves.curves_figure, task=Classification)
 
 
 def test_curves_show_every_epoch_and_mark_the_best(tmp_path: Path) -> None:
@@ -24,7 +39,7 @@ def test_curves_show_every_epoch_and_mark_the_best(tmp_path: Path) -> None:
     loss, accuracy, rate = figure.axes
     train, val = loss.lines[:2]
     assert np.asarray(train.get_xdata()).tolist() == list(range(1, 10))
-    assert np.asarray(val.get_ydata()).tolist() == [row.val_loss for row in rows(9)]
+    assert np.asarray(val.get_ydata()).tolist() == [row.val["loss"] for row in rows(9)]
     assert np.asarray(rate.lines[0].get_ydata()).tolist() == [row.lr for row in rows(9)]
     legend = accuracy.get_legend()
     assert legend is not None

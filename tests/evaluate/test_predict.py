@@ -19,7 +19,7 @@ from vmamba.evaluate.predict import PredictConfig, find_images, predict
 from vmamba.tasks.classification.contact_sheet import contact_sheet
 from vmamba.tasks.classification.prediction import Prediction, right_of
 from vmamba.tasks.classification.report import MAX_DETAILED, bar, report
-from vmamba.train.run_folder import load_trained
+from vmamba.tasks.trained import load_trained
 
 
 def some(colour_images: Path, count: int = 2) -> tuple[Path, ...]:
@@ -38,7 +38,9 @@ def test_the_answers_are_the_models(colour_run: Path, colour_images: Path, tmp_p
         want = trained.model(pixels).softmax(1)
     for prediction, row in zip(predictions, want, strict=True):
         got = dict(zip(prediction.classes, prediction.probabilities, strict=True))
-        torch.testing.assert_close(torch.tensor([got[name] for name in trained.classes]), row, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            torch.tensor([got[name] for name in trained.task.classes]), row, rtol=1e-4, atol=1e-5
+        )
         assert list(prediction.probabilities) == sorted(prediction.probabilities, reverse=True)
 
 
@@ -178,7 +180,7 @@ def test_the_sheet_draws_its_images(colour_images: Path, tmp_path: Path) -> None
 def test_the_terminal_shows_bars_for_few_and_lines_for_many() -> None:
     def text(count: int, truth: str | None = None) -> str:
         out = io.StringIO()
-        report(answers([Path(f"[b]{i}.png") for i in range(count)], truth), [], Console(file=out, width=100))
+        report(answers([Path(f"[b]{i}.png") for i in range(count)], truth), Console(file=out, width=100))
         return out.getvalue()
 
     few = text(MAX_DETAILED)

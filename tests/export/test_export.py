@@ -154,7 +154,7 @@ def test_a_named_model_has_fresh_weights_and_says_so(monkeypatch: pytest.MonkeyP
     source = export_source.load_source("vmamba_nano")
     assert "fresh, random weights" in (source.warning or "")
     assert source.pixels.shape == (2, 3, 224, 224)
-    assert len(source.classes) == source.model.config.num_classes
+    assert len(source.task.classes) == source.model.config.num_classes
     again = export_source.load_source("vmamba_nano")
     assert torch.equal(source.model.classifier.head.weight, again.model.classifier.head.weight)
     assert "vmamba weights get vmamba_tiny_s1l8" in (export_source.load_source("vmamba_tiny_s1l8").warning or "")
@@ -162,7 +162,7 @@ def test_a_named_model_has_fresh_weights_and_says_so(monkeypatch: pytest.MonkeyP
 
 def test_a_runs_own_images_are_used(colour_run: Path) -> None:
     source = export_source.load_source(str(colour_run))
-    assert source.classes == ("blue", "green", "red")
+    assert source.task.classes == ("blue", "green", "red")
     assert source.pixels.shape == (4, 3, 16, 16)
     assert "4 validation images of folder" in source.described
     assert source.warning is None

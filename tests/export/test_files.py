@@ -16,7 +16,7 @@ from export_cases import TINIEST, assert_same, node_count, onnx, onnx_logits, we
 
 from vmamba.export import aoti, targets
 from vmamba.export.exporter import TOLERANCES, ExportConfig, Exported, export
-from vmamba.train.run_folder import Trained, load_trained
+from vmamba.tasks.trained import Trained, load_trained
 
 openvino = pytest.importorskip("openvino")
 
@@ -82,7 +82,7 @@ def test_openvino_at_any_size(make: Make) -> None:
     exported, trained = make("openvino", EVERY)
     assert exported.error <= 1e-4
     model = openvino.Core().read_model(exported.files[0])
-    assert json.loads(model.get_rt_info(["vmamba", "classes"]).astype(str)) == list(trained.classes)
+    assert json.loads(model.get_rt_info(["vmamba", "classes"]).astype(str)) == list(trained.task.classes)
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     pixels = pixels_of(2, 3, 40, 33)
     with torch.inference_mode():
@@ -95,7 +95,7 @@ def test_torch_export(make: Make, dynamic: str) -> None:
     assert exported.error <= 1e-4
     extra = {targets.METADATA_FILE: ""}
     program = torch.export.load(exported.files[0], extra_files=extra)
-    assert json.loads(json.loads(extra[targets.METADATA_FILE])["classes"]) == list(trained.classes)
+    assert json.loads(json.loads(extra[targets.METADATA_FILE])["classes"]) == list(trained.task.classes)
     operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert not [operator for operator in operators if "vmamba" in operator or "mkldnn" in operator]
     shapes = [(1, 3, 8, 8), (2, 3, 40, 33), (1, 3, 9, 300)] if dynamic else [(1, 3, 24, 24)]
@@ -127,7 +127,7 @@ def test_aoti(forward_type: str, dynamic: str, dtype: str, tmp_path: Path) -> No
         with torch.inference_mode():
             assert_same(logits.numpy(), trained.model(pixels), tolerance)
     loaded = torch._inductor.aoti_load_package(str(path))
-    assert json.loads(loaded.get_metadata()["classes"]) == list(trained.classes)
+    assert json.loads(loaded.get_metadata()["classes"]) == list(trained.task.classes)
 
 
 ALONE = """

@@ -18,9 +18,8 @@ from vmamba.errors import CheckpointError, ConfigError
 from vmamba.evaluate.measure import EvaluateConfig, evaluate
 from vmamba.evaluate.predict import PredictConfig, predict
 from vmamba.export.exporter import ExportConfig, export
-from vmamba.inference import onnx_model
-from vmamba.inference.onnx_model import load_onnx
 from vmamba.kernels.interface import recorded_runs
+from vmamba.tasks.trained import load_onnx
 
 
 @pytest.mark.long
@@ -84,4 +83,4 @@ def test_foreign_and_broken_onnx_files(tmp_path: Path, monkeypatch: pytest.Monke
     use(good)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ConfigError, match=r'pip install "vmamba\[onnx\]"'):
-        onnx_model.load_onnx(good)
+        load_onnx(good)

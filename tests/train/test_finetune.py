@@ -9,18 +9,24 @@ import torch
 from requires import requires_package
 
 from vmamba import CheckpointError, ConfigError, create_model, read_weights
-from vmamba.data import DataConfig
+from vmamba.data import DataConfig, Preprocessing
 from vmamba.data.datasets.fashion_mnist import DEBIAN_DIR, read_idx
 from vmamba.data.splits import balanced_sample
 from vmamba.models import VSSM
+from vmamba.tasks.classification.task import Classification
+from vmamba.tasks.trained import load_trained
+from vmamba.tasks.vssm_models import vssm_parts
 from vmamba.train.config import TrainConfig
 from vmamba.train.finetune import freeze_stages, hold_still, load_init, train_head_only
-from vmamba.train.loop import make_optimizer
+from vmamba.train.optimizer import make_optimizer
 from vmamba.train.run import train
-from vmamba.train.run_folder import load_trained
 from vmamba.weights import save_weights
 
 TINY = {"dims": 8, "depths": [1, 1], "num_classes": 4, "forward_type": "v05_noz", "ssm_d_state": 1}
+
+
+def task_of(classes) -> Classification:
+    return Classification(tuple(classes), Preprocessing(16, 3, (0.5,) * 3, (0.25,) * 3))
 
 
 def _small(num_classes: int) -> VSSM:
@@ -33,16 +39,16 @@ def test_init_from_a_run_keeps_all_but_the_head(colour_run):
     weights = read_weights(colour_run / "best.safetensors").state_dict
     model = _small(num_classes=7)
     fresh = model.classifier.head.weight.clone()
-    load_init(model, str(colour_run), [str(i) for i in range(7)])
+    load_init(model, str(colour_run), task_of([str(i) for i in range(7)]))
     assert torch.equal(model.classifier.head.weight, fresh)
     assert torch.equal(model.patch_embed[0].weight, weights["patch_embed.0.weight"])
     with pytest.raises(CheckpointError, match=r"'vmamba_tinny'.*did you mean"):
-        load_init(model, "vmamba_tinny", [str(i) for i in range(7)])
+        load_init(model, "vmamba_tinny", task_of([str(i) for i in range(7)]))
 
 
 def test_the_head_goes_along_for_the_same_classes_only(colour_run, tmp_path):
     file = read_weights(colour_run / "best.safetensors")
-    classes = load_trained(colour_run).classes
+    classes = load_trained(colour_run).task.classes
     unnamed = tmp_path / "unnamed.safetensors"
     save_weights(unnamed, file.state_dict)
     head = file.state_dict["classifier.head.weight"]
@@ -51,32 +57,32 @@ def test_the_head_goes_along_for_the_same_classes_only(colour_run, tmp_path):
     for weights, named, taken in [*cases, (unnamed, others, True)]:
         model = _small(num_classes=len(classes))
         fresh = model.classifier.head.weight.clone()
-        load_init(model, str(weights), named)
+        load_init(model, str(weights), task_of(named))
         assert torch.equal(model.classifier.head.weight, head if taken else fresh)
         assert torch.equal(model.classifier.norm.weight, file.state_dict["classifier.norm.weight"])
 
 
 def test_reset_stages_keep_their_fresh_weights(colour_run):
     weights = read_weights(colour_run / "best.safetensors").state_dict
-    classes = load_trained(colour_run).classes
+    classes = load_trained(colour_run).task.classes
     model = _small(num_classes=len(classes))  # the head would fit, and is fresh all the same
     fresh = {name: value.clone() for name, value in model.state_dict().items()}
-    load_init(model, str(colour_run), classes, reset_stages=1)
+    load_init(model, str(colour_run), task_of(classes), reset_stages=1)
     for name, value in model.state_dict().items():
         source = fresh if name.startswith(("layers.1.", "classifier.")) else weights
         assert torch.equal(value, source[name]), name
     assert not torch.equal(fresh["layers.1.blocks.0.op.in_proj.weight"], weights["layers.1.blocks.0.op.in_proj.weight"])
     with pytest.raises(ConfigError, match=r"reset_stages=3.*2 stages"):
-        load_init(model, str(colour_run), classes, reset_stages=3)
+        load_init(model, str(colour_run), task_of(classes), reset_stages=3)
     with pytest.raises(ConfigError, match="needs init"):
         TrainConfig(reset_stages=1)
 
 
 def test_frozen_stages_get_no_gradient_and_stay_in_eval_mode():
     model = VSSM(**TINY, posembed=True, imgsize=16, norm_layer="bn")
-    freeze_stages(model, 1)
+    freeze_stages(vssm_parts(model), 1)
     model.train()
-    hold_still(model, 1)
+    hold_still(vssm_parts(model), 1)
     before = model.patch_embed.get_submodule("2").running_mean.clone()
     model(torch.randn(2, 3, 16, 16)).sum().backward()
     trained = {name for name, p in model.named_parameters() if p.grad is not None}
@@ -84,17 +90,17 @@ def test_frozen_stages_get_no_gradient_and_stay_in_eval_mode():
     assert all(name.startswith(("layers.1.", "classifier.")) for name in trained)
     assert torch.equal(model.patch_embed.get_submodule("2").running_mean, before)
     with pytest.raises(ConfigError, match=r"freeze_stages=3.*2 stages"):
-        freeze_stages(model, 3)
+        freeze_stages(vssm_parts(model), 3)
 
 
 def test_the_head_first_then_the_rest():
     model = VSSM(**TINY)
-    train_head_only(model, True, 1)
+    train_head_only(vssm_parts(model), True, 1)
     assert [n for n, p in model.named_parameters() if p.requires_grad] == [
         "classifier.head.weight",
         "classifier.head.bias",
     ]
-    train_head_only(model, False, 1)
+    train_head_only(vssm_parts(model), False, 1)
     learning = {n.split(".")[0] + n.split(".")[1] for n, p in model.named_parameters() if p.requires_grad}
     assert "layers1" in learning
     assert "layers0" not in learning
@@ -182,5 +188,5 @@ def test_a_start_from_fashion_helps_on_two_hundred_digits(tmp_path, one_thread):
         few = TrainConfig(**common, data=DataConfig("digits", train_images=200), seed=seed)
         scratch = train(replace(few, output=tmp_path / f"scratch{seed}"))
         tuned = train(replace(few, init=str(tmp_path / "fashion"), output=tmp_path / f"tuned{seed}"))
-        gains.append(tuned.test_accuracy - scratch.test_accuracy)
+        gains.append(tuned.test.figures["accuracy"] - scratch.test.figures["accuracy"])
     assert sum(gains) / len(gains) >= 0.03, gains

@@ -22,10 +22,13 @@ from torch import Tensor, nn
 import vmamba
 from vmamba.data import Augmentation, DataConfig, TransformedImages, load_splits
 from vmamba.errors import CheckpointError, ConfigError, DataError, OutputError, TrainingError
+from vmamba.tasks.trained import load_trained
+from vmamba.train.accelerator import accelerator_for
 from vmamba.train.config import TrainConfig
-from vmamba.train.loop import Engine, _FiniteGuard, accelerator_for
+from vmamba.train.guard import FiniteGuard
+from vmamba.train.loop import Trainer
 from vmamba.train.run import train
-from vmamba.train.run_folder import RunFolder, load_trained
+from vmamba.train.run_folder import RunFolder
 
 TINY: dict[str, Any] = {"dims": [8, 16], "depths": [1, 1], "patch_size": 4}
 
@@ -139,7 +142,7 @@ def test_run_folder_is_complete(finished: Any) -> None:
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
     best = max(rows, key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
     assert (result.epochs, result.best_epoch) == (4, int(best["epoch"]))
-    assert result.best_val_accuracy == float(best["val_accuracy"])
+    assert result.best_val["accuracy"] == float(best["val_accuracy"])
     stored = RunFolder(path).read_config()
     assert stored == replace(config.resolved(), output=path)
     assert stored.resolved() == stored
@@ -160,13 +163,13 @@ def test_trained_model_comes_back_and_repeats_its_accuracy(finished: Any) -> Non
     assert splits.test is not None
     for place in (path, path / "best.safetensors"):
         trained = load_trained(place)
-        assert (trained.name, trained.classes) == ("vmamba_nano", ("blue", "green", "red"))
+        assert (trained.name, trained.task.classes) == ("vmamba_nano", ("blue", "green", "red"))
         assert trained.preprocessing == splits.preprocessing
         assert not trained.model.training
         images = TransformedImages(splits.test, trained.preprocessing.eval_transform())
         with torch.no_grad():
             right = [int(trained.model(image[None]).argmax()) == label for image, label in images]
-        assert sum(right) / len(right) == result.test_accuracy
+        assert sum(right) / len(right) == result.test.figures["accuracy"]
     meta = vmamba.read_weights(path / "last.safetensors").metadata
     assert (meta["format"], meta["epoch"], meta["vmamba_version"]) == ("vmamba", "4", vmamba.__version__)
 
@@ -182,14 +185,14 @@ def test_saved_weights_are_the_moving_average(finished: Any) -> None:
 def test_learning_rate_warms_up_and_falls_along_a_cosine(tree: Path, tmp_path: Path) -> None:
     config = tiny(tree, tmp_path / "run", epochs=8, warmup_epochs=2, lr=1e-2, min_lr=1e-4).resolved()
     with accelerator_for(config) as accelerator:
-        engine = Engine(config, load_splits(config.data), accelerator)
-        seen = [engine.optimizer.param_groups[0]["lr"]]
-        for update in range(1, 8 * engine.updates_per_epoch + 1):
-            engine.scheduler.step_update(update)
-            seen.append(engine.optimizer.param_groups[0]["lr"])
-    warm = 2 * engine.updates_per_epoch
+        trainer = Trainer(config, *config.learnt.load(config.data, {}), accelerator)
+        seen = [trainer.optimizer.param_groups[0]["lr"]]
+        for update in range(1, 8 * trainer.updates_per_epoch + 1):
+            trainer.scheduler.step_update(update)
+            seen.append(trainer.optimizer.param_groups[0]["lr"])
+    warm = 2 * trainer.updates_per_epoch
     want = [1e-4 + (1e-2 - 1e-4) * t / warm for t in range(warm)]
-    total = 6 * engine.updates_per_epoch
+    total = 6 * trainer.updates_per_epoch
     want += [1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi * t / total)) / 2 for t in range(total + 1)]
     np.testing.assert_allclose(seen, want, rtol=1e-9)
 
@@ -197,9 +200,9 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine(tree: Path, tmp_path: P
 def test_weight_decay_spares_what_the_model_says(tree: Path) -> None:
     config = tiny(tree).resolved()
     with accelerator_for(config) as accelerator:
-        engine = Engine(config, load_splits(config.data), accelerator)
-    names = {id(p): name for name, p in engine.model.named_parameters()}
-    decayed = {names[id(p)] for g in engine.optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+        trainer = Trainer(config, *config.learnt.load(config.data, {}), accelerator)
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    decayed = {names[id(p)] for g in trainer.optimizer.param_groups if g["weight_decay"] for p in g["params"]}
     assert any(name.endswith("in_proj.weight") for name in decayed)
     assert not any(name.endswith(("A_logs", "Ds", "bias", "norm.weight")) for name in decayed)
 
@@ -362,14 +365,14 @@ def test_disk_full_is_an_output_error(tree: Path, tmp_path: Path, monkeypatch: p
 def test_gradient_accumulation_is_one_large_batch(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """27 images: batches of 12, 12, 3 against 6+6, 6+6, 3; the last group is not full."""
     norms: list[float] = []
-    plain = _FiniteGuard.see
+    plain = FiniteGuard.see
 
-    def see(guard: _FiniteGuard, step: int, name: str, value: Tensor) -> None:
+    def see(guard: FiniteGuard, step: int, name: str, value: Tensor) -> None:
         if name == "gradient norm":
             norms.append(value.item())
         plain(guard, step, name, value)
 
-    monkeypatch.setattr(_FiniteGuard, "see", see)
+    monkeypatch.setattr(FiniteGuard, "see", see)
     for batch_size, accumulation in ((12, 1), (6, 2)):
         config = tiny(
             tree,
@@ -379,9 +382,9 @@ def test_gradient_accumulation_is_one_large_batch(tree: Path, monkeypatch: pytes
             drop_path_rate=0.0,
         ).resolved()
         with accelerator_for(config) as accelerator:
-            engine = Engine(config, load_splits(config.data), accelerator)
-            engine.train_epoch(0)
-            assert engine.updates == 3
+            trainer = Trainer(config, *config.learnt.load(config.data, {}), accelerator)
+            trainer.train_epoch(0)
+            assert trainer.updates == 3
     np.testing.assert_allclose(norms[:3], norms[3:], rtol=2e-3)
 
 

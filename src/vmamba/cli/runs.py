@@ -51,8 +51,8 @@ def _eval_options(parser: CommandParser) -> None:
 
 def _eval_defaults(values: Namespace, given: Namespace) -> dict[str, Any]:
     """The run's own images, for what the user did not give. Another data set does not lie where the run's does."""
-    from vmamba.evaluate.measure import trained_on, unknown_images
-    from vmamba.evaluate.predictor import load_classifier
+    from vmamba.tasks.run_files import trained_on, unknown_images
+    from vmamba.tasks.trained import open_trained
 
     own = trained_on(values.weights)
     if own is not None:
@@ -61,7 +61,7 @@ def _eval_defaults(values: Namespace, given: Namespace) -> dict[str, Any]:
             del kept["data.data_dir"]
         return kept
     if "data" not in given:
-        load_classifier(values.weights, "auto")  # a file that is missing or broken is the worse news
+        open_trained(values.weights, "auto")  # a file that is missing or broken is the worse news
         raise unknown_images(values.weights)
     return {}
 

@@ -1,4 +1,4 @@
-"""Classify image files with trained weights: the likeliest classes of each, as data, on the terminal and as a sheet."""
+"""What trained weights say about image files: as data, on the terminal and as a sheet, as their task has it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
 
-from vmamba.data import IMAGE_SUFFIXES, read_image
+from vmamba.data import IMAGE_SUFFIXES
 from vmamba.errors import ConfigError, DataError
+from vmamba.evaluate.measure import to_device
 from vmamba.evaluate.pictures import save_figure
-from vmamba.evaluate.predictor import Classifier, load_classifier
 from vmamba.output import check_writable_file, check_writable_folder, create_folder, write_json
-from vmamba.tasks.classification.prediction import Prediction
+from vmamba.tasks.protocol import Answer
+from vmamba.tasks.trained import Trained, open_trained
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from rich.console import Console
 
 SHEET_NAME = "contact_sheet.png"
@@ -28,7 +27,7 @@ JSON_NAME = "predictions.json"
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """What to classify, with what, and where the results go.
+    """Which images to ask about, with what, and where the answers go.
 
     Attributes:
         paths: Image files, and folders that are searched through and through.
@@ -63,8 +62,8 @@ class PredictConfig:
             raise ConfigError("no image or folder given")
 
 
-def predict(config: PredictConfig, console: Console | None = None) -> list[Prediction]:
-    """Classify images, print the answers to ``console``, and write the contact sheet and the JSON.
+def predict(config: PredictConfig, console: Console | None = None) -> list[Answer]:
+    """Ask about images, print the answers to ``console``, and write the contact sheet and the JSON.
 
     Raises:
         CheckpointError: the weights cannot be used.
@@ -74,33 +73,26 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[Predi
     check_writable_folder(config.output)
     if config.json is not None:
         check_writable_file(config.json)
-    trained, device = load_classifier(config.weights, config.device)
+    trained, device = open_trained(config.weights, config.device)
     files = find_images(config.paths)
 
+    task, model = trained.task, trained.model.to(device)
     skipped: list[DataError] = []
-    predictions: list[Prediction] = []
-    for paths, pixels in _batches(files, trained, config, skipped):
-        predictions += _classify(trained, paths, pixels, config, device)
-    if not predictions:
+    answers: list[Answer] = []
+    with torch.inference_mode():
+        for paths, inputs in _batches(files, trained, config, skipped):
+            answers += task.answers(model(to_device(inputs, device)), paths, config)
+    if not answers:
         raise DataError(f"none of the {len(files)} images can be read; the first: {skipped[0]}")
 
-    sheet = _sheet(predictions, trained, config)
-    create_folder(config.output)
-    written = []
-    if sheet is not None:
-        written.append(config.output / SHEET_NAME)
-        save_figure(sheet, written[0])
-    for path in (config.output / JSON_NAME, config.json):
-        if path is not None:
-            written.append(path)
-            write_json(path, _json(predictions, trained, skipped))
+    written = _write(config, answers, trained, skipped)
     if console is not None:
-        from vmamba.tasks.classification.report import report
-
-        report(predictions, skipped, console)
+        task.print_answers(answers, console)
+        for error in skipped:
+            console.print(f"left out: {error}", soft_wrap=True, markup=False)
         for path in written:
             console.print(f"wrote {path}", soft_wrap=True, markup=False)
-    return predictions
+    return answers
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -135,57 +127,43 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _batches(
-    files: Sequence[Path], trained: Classifier, config: PredictConfig, skipped: list[DataError]
-) -> Iterator[tuple[list[Path], Tensor]]:
-    transform = trained.preprocessing.eval_transform()
+    files: Sequence[Path], trained: Trained, config: PredictConfig, skipped: list[DataError]
+) -> Iterator[tuple[list[Path], Any]]:
     for start in range(0, len(files), config.batch_size):
-        paths, pixels = [], []
+        paths, inputs = [], []
         for path in files[start : start + config.batch_size]:
             try:
-                pixels.append(transform(read_image(path, trained.preprocessing.in_chans)))
+                inputs.append(trained.task.read(path))
                 paths.append(path)
             except DataError as error:
                 if config.unreadable == "stop":
                     raise DataError(f"{error}; leave such images out with unreadable=skip") from error
                 skipped.append(error)
         if paths:
-            yield paths, torch.stack(pixels)
+            yield paths, trained.task.stack(inputs)
 
 
-def _classify(
-    trained: Classifier, paths: Sequence[Path], pixels: Tensor, config: PredictConfig, device: torch.device
-) -> list[Prediction]:
-    with torch.inference_mode():
-        logits = trained.model.to(device)(pixels.to(device))
-        top = logits.float().softmax(dim=1).topk(min(config.topk, len(trained.classes)), dim=1)
-    return [
-        Prediction(
-            path,
-            tuple(trained.classes[i] for i in indices),
-            tuple(probabilities),
-            _truth(path, trained) if config.truth == "folder" else None,
-        )
-        for path, indices, probabilities in zip(paths, top.indices.tolist(), top.values.tolist(), strict=True)
-    ]
-
-
-def _truth(path: Path, trained: Classifier) -> str | None:
-    name = path.absolute().parent.name
-    return name if name in trained.classes else None
-
-
-def _sheet(predictions: Sequence[Prediction], trained: Classifier, config: PredictConfig) -> Figure | None:
-    if not config.sheet:
-        return None
-    from vmamba.tasks.classification.contact_sheet import contact_sheet
-
-    return contact_sheet(predictions[: config.sheet], len(predictions), f"{trained.name} ({trained.weights_path})")
-
-
-def _json(predictions: Sequence[Prediction], trained: Classifier, skipped: Sequence[DataError]) -> dict[str, Any]:
-    return {
+def _write(
+    config: PredictConfig, answers: Sequence[Answer], trained: Trained, skipped: Sequence[DataError]
+) -> list[Path]:
+    """Write the contact sheet and the JSON, and return their paths. The sheet is drawn before anything is written."""
+    sheet = None
+    if config.sheet:
+        title = f"{trained.name} ({trained.weights_path})"
+        sheet = trained.task.sheet(answers[: config.sheet], len(answers), title)
+    create_folder(config.output)
+    written = []
+    if sheet is not None:
+        written.append(config.output / SHEET_NAME)
+        save_figure(sheet, written[0])
+    values = {
         "model": trained.name,
         "weights": str(trained.weights_path),
-        "predictions": [prediction.to_dict() for prediction in predictions],
+        "predictions": [answer.to_dict() for answer in answers],
         "skipped": [str(error) for error in skipped],
     }
+    for path in (config.output / JSON_NAME, config.json):
+        if path is not None:
+            written.append(path)
+            write_json(path, values)
+    return written

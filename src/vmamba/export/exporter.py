@@ -22,7 +22,7 @@ from vmamba.export.source import Source, load_source
 from vmamba.export.targets import TARGETS, Runner
 from vmamba.kernels.native import library as native
 from vmamba.output import check_writable_file
-from vmamba.train.run_folder import weight_metadata
+from vmamba.tasks.trained import weight_metadata
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -118,7 +118,7 @@ def export(config: ExportConfig, console: Console | None = None) -> Exported:
             "yellow",
         )
 
-    metadata = weight_metadata(source.model_name, source.model.config, source.classes, source.preprocessing)
+    metadata = weight_metadata(source.model_name, source.model, source.task)
     graph = Graph(source.model, _example(source, config.axes), config.axes, getattr(torch, config.dtype), metadata)
     cases = _cases(source, config.axes)
     with _beside(output) as folder:

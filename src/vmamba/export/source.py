@@ -1,4 +1,4 @@
-"""What is exported: a run, a weight file or a named model, with its classes, preprocessing and images to try it on."""
+"""What is exported: a run, a weight file or a named model, with its task and images to try it on."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vmamba.data import Preprocessing, imagenet_class_names, load_splits
+from vmamba.data import Preprocessing, imagenet_class_names
 from vmamba.errors import CheckpointError, ConfigError, VMambaError, nearest
-from vmamba.evaluate.measure import trained_on
 from vmamba.models import VARIANTS, VSSM, create_model, load
-from vmamba.train.run_folder import FORMAT, load_trained
+from vmamba.tasks.classification.task import Classification
+from vmamba.tasks.protocol import Task
+from vmamba.tasks.run_files import trained_on
+from vmamba.tasks.trained import FORMAT, Trained, load_trained
 from vmamba.weights import OFFICIAL, read_weights
 
 _IMAGES = 4
@@ -28,8 +30,7 @@ class Source:
         model: the model.
         model_name: what it calls itself.
         file_stem: for the exported file's name.
-        classes: in the logits' order.
-        preprocessing: from an image to pixels.
+        task: what it was trained for.
         pixels: real images, ``(b, in_chans, H, W)``.
         described: the weights and the images, in words.
         warning: what the user should know about the weights, or None.
@@ -38,11 +39,15 @@ class Source:
     model: VSSM
     model_name: str
     file_stem: str
-    classes: tuple[str, ...]
-    preprocessing: Preprocessing
+    task: Task
     pixels: Tensor
     described: str
     warning: str | None = None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From an image to pixels."""
+        return self.task.preprocessing
 
 
 def load_source(what: str) -> Source:
@@ -72,9 +77,11 @@ def _from_path(path: Path) -> Source:
     if path.is_dir() or read_weights(path).metadata.get("format") == FORMAT:
         trained = load_trained(path)
         stem = path.resolve().name if path.is_dir() else path.stem
-        pixels, images = _run_images(path, trained.preprocessing)
+        if not isinstance(trained.model, VSSM):
+            raise ConfigError(f"{path} holds a {type(trained.model).__name__} for {trained.task.name}; want a VSSM")
+        pixels, images = _run_images(path, trained)
         described = f"{trained.name} from {trained.weights_path}; {images}"
-        return Source(trained.model, trained.name, stem, trained.classes, trained.preprocessing, pixels, described)
+        return Source(trained.model, trained.name, stem, trained.task, pixels, described)
     return _bare(load(path).eval(), path.stem, path.stem, str(path), None)
 
 
@@ -103,21 +110,23 @@ def _bare(model: VSSM, name: str, stem: str, weights: str, warning: str | None) 
     preprocessing = Preprocessing(224, channels, tuple(mean), tuple(std), crop_pct=0.875)
     classes = imagenet_class_names() if count == 1000 else tuple(str(i) for i in range(count))
     pixels, images = _photographs(preprocessing)
-    return Source(model, name, stem, classes, preprocessing, pixels, f"{name} with {weights}; {images}", warning)
+    task = Classification(classes, preprocessing)
+    return Source(model, name, stem, task, pixels, f"{name} with {weights}; {images}", warning)
 
 
-def _run_images(path: Path, preprocessing: Preprocessing) -> tuple[Tensor, str]:
+def _run_images(path: Path, trained: Trained) -> tuple[Tensor, str]:
     """The first validation images of the run, if its data are here; else photographs."""
+    task = trained.task
     try:
         data = trained_on(path)
-        images = None if data is None else load_splits(data).val
+        samples = None if data is None else task.reload(data, trained.weights_path).val
     except VMambaError:
-        images = None
-    if images is None or data is None or len(images) == 0:
-        return _photographs(preprocessing)
-    transform = preprocessing.eval_transform()
-    count = min(_IMAGES, len(images))
-    pixels = torch.stack([transform(images[i][0]) for i in range(count)])
+        samples = None
+    if samples is None or data is None or len(samples) == 0:
+        return _photographs(trained.preprocessing)
+    count = min(_IMAGES, len(samples))
+    dataset = task.dataset(samples)
+    pixels: Tensor = task.inputs(task.collate([dataset[i] for i in range(count)]))
     return pixels, f"{count} validation images of {data.dataset}"
 
 

@@ -1,24 +1,18 @@
-"""Exported ONNX files, run by ONNX Runtime, with the classes and the preprocessing that they carry."""
+"""Exported ONNX files, run by ONNX Runtime, and the metadata that they carry. What these mean, `vmamba.tasks` knows."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vmamba.data import Preprocessing
 from vmamba.errors import CheckpointError, ConfigError, InputError
-from vmamba.train.run_folder import FORMAT
-
-_NEEDED = ("model", "classes", "preprocessing")
 
 
 class OnnxModel(nn.Module):
-    """An ONNX Runtime session as a module: pixels ``(b, in_chans, H, W)`` to logits ``(b, classes)``, on the CPU.
+    """An ONNX Runtime session as a module, on the CPU: pixels ``(b, in_chans, H, W)`` to the first output ``(b, …)``.
 
     A file with a fixed batch size takes any number of images here: they go through in parts, the last filled up.
     """
@@ -31,7 +25,7 @@ class OnnxModel(nn.Module):
         self._batch: int | None = size if isinstance(size, int) else None
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """``(b, in_chans, H, W) → (b, classes)``."""
+        """``(b, in_chans, H, W) → (b, …)``."""
         for axis, size in enumerate(self._input.shape[1:], 1):
             if isinstance(size, int) and size != pixels.shape[axis]:
                 raise InputError(
@@ -46,17 +40,6 @@ class OnnxModel(nn.Module):
             pixels = torch.cat([pixels, pixels.new_zeros(self._batch - count, *pixels.shape[1:])])
         values = self._session.run(None, {self._input.name: pixels.float().numpy()})[0]
         return torch.from_numpy(values)[:count]
-
-
-@dataclass(frozen=True)
-class OnnxClassifier:
-    """An ONNX file with everything needed to use it; see `vmamba.evaluate.predictor.Classifier`."""
-
-    model: OnnxModel
-    classes: tuple[str, ...]
-    preprocessing: Preprocessing
-    weights_path: Path
-    name: str
 
 
 def open_session(path: Path) -> Any:
@@ -82,24 +65,12 @@ def open_session(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be run by ONNX Runtime ({reason}); export it again") from error
 
 
-def load_onnx(path: Path) -> OnnxClassifier:
-    """Load an ONNX file that `vmamba export` wrote.
+def open_onnx(path: Path) -> tuple[OnnxModel, dict[str, str]]:
+    """The network of an ONNX file and the file's metadata.
 
     Raises:
         ConfigError: ONNX Runtime is not installed.
-        CheckpointError: the file is missing, broken, or does not say its classes and preprocessing.
+        CheckpointError: the file is missing or is not ONNX.
     """
     session = open_session(path)
-    meta = session.get_modelmeta().custom_metadata_map
-    missing = [name for name in _NEEDED if name not in meta]
-    if meta.get("format") != FORMAT or missing:
-        raise CheckpointError(
-            f"{path} does not say which classes and preprocessing it belongs to (missing: "
-            f"{', '.join(missing) or 'format'}); only files written by `vmamba export --to onnx` do"
-        )
-    try:
-        classes = tuple(json.loads(meta["classes"]))
-        preprocessing = Preprocessing.from_dict(json.loads(meta["preprocessing"]))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: its description cannot be read: {error}; export it again") from error
-    return OnnxClassifier(OnnxModel(session), classes, preprocessing, path, meta["model"])
+    return OnnxModel(session), dict(session.get_modelmeta().custom_metadata_map)

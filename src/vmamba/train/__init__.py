@@ -1,1 +1,1 @@
-"""Training: the loop, the run that owns it, and the folder that a run leaves behind."""
+"""Training: a run and its folder, the loop within it, and what both are configured by. What is learnt, a task says."""

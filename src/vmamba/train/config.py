@@ -10,37 +10,9 @@ from typing import Any, Literal
 
 from vmamba.data import Augmentation, DataConfig
 from vmamba.errors import ConfigError
-
-SelectBy = Literal["accuracy", "loss"]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Training settings that suit a data set: each stands where the configuration leaves that field at None."""
-
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    warmup_epochs: int
-    label_smoothing: float
-    clip_grad: float
-    ema_decay: float
-    mixup: float
-    cutmix: float
-    drop_path_rate: float
-    num_workers: int
-    select_by: SelectBy
-
-
-#: For each data set. The 360 validation images of `digits` make accuracy too coarse to choose an epoch by: early
-#: epochs reach the top by luck.
-RECIPES: Mapping[str, Recipe] = {
-    "digits": Recipe(30, 64, 2e-3, 0.05, 3, 0.1, 5.0, 0.99, 0.0, 0.0, 0.05, 0, "loss"),
-    "fashion-mnist": Recipe(20, 128, 2e-3, 0.05, 1, 0.1, 5.0, 0.999, 0.0, 0.0, 0.05, 0, "accuracy"),
-    "folder": Recipe(100, 64, 5e-4, 0.05, 5, 0.1, 5.0, 0.9995, 0.0, 0.0, 0.1, 4, "accuracy"),
-    "marks": Recipe(8, 32, 1e-3, 0.05, 0, 0.0, 5.0, 0.99, 0.0, 0.0, 0.0, 0, "accuracy"),
-}
+from vmamba.tasks.protocol import Task
+from vmamba.tasks.registry import DEFAULT, task_type
+from vmamba.train.recipe import Recipe, recipe_for
 
 
 @dataclass(frozen=True)
@@ -76,12 +48,15 @@ class TrainConfig:
         device: auto, cpu, cuda, mps or xpu.
         mixed_precision: bf16 or fp16 (GPU only) for the matrix products; no = float32.
         num_workers: Processes that load images; 0 = none.
-        select_by: What makes an epoch the best: the highest accuracy or the lowest loss on the validation images.
+        select_by: What makes an epoch the best on the validation images, for classification the highest accuracy or the
+            lowest loss.
         save_every: Epochs between two saves of the training state.
         selective_scan_backend: The scan's implementation; the fastest that runs by default.
         output: Folder of the run; by default a new one under runs/.
         resume: Folder of a run to go on with. Fields left out are that run's; epochs may be changed, and with it the
             rest of the learning-rate curve.
+        task: What is learnt.
+        task_options: Options that the task alone has; classification has none.
     """
 
     model: str = "vmamba_nano"
@@ -110,11 +85,13 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     num_workers: int | None = None
-    select_by: SelectBy | None = None
+    select_by: str | None = None
     save_every: int = 1
     selective_scan_backend: str | None = None
     output: Path | None = None
     resume: Path | None = None
+    task: str = DEFAULT
+    task_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "grad_accumulation", "save_every"):
@@ -127,7 +104,8 @@ class TrainConfig:
         for name in ("label_smoothing", "ema_decay", "drop_path_rate"):
             self._want(name, "a number from 0 up to, not including, 1", lambda v: 0 <= v < 1)
         self._want("layer_decay", "a number above 0, up to 1", lambda v: 0 < v <= 1)
-        self._want("select_by", "accuracy or loss", lambda v: v in ("accuracy", "loss"))
+        figures = [metric.name for metric in self.learnt.metrics]
+        self._want("select_by", " or ".join(sorted(figures)), lambda v: v in figures)
         self._want("device", "auto, cpu, cuda, mps or xpu", lambda v: v in ("auto", "cpu", "cuda", "mps", "xpu"))
         self._want("mixed_precision", "no, bf16 or fp16", lambda v: v in ("no", "bf16", "fp16"))
         if self.epochs is not None and self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
@@ -148,9 +126,16 @@ class TrainConfig:
             raise ConfigError(f"{name}={value!r}: want {legal}")
 
     @property
+    def learnt(self) -> type[Task]:
+        """The kind of task."""
+        return task_type(self.task)
+
+    @property
     def recipe(self) -> Recipe:
-        """What suits the data set."""
-        return RECIPES[self.data.dataset]
+        """What suits the data set. Where its choice of an epoch is by another task's figure, the headline chooses."""
+        recipe = recipe_for(self.data.dataset)
+        known = recipe.select_by in [metric.name for metric in self.learnt.metrics]
+        return recipe if known else replace(recipe, select_by=self.learnt.headline)
 
     def resolved(self) -> TrainConfig:
         """This configuration with every field that has a default of its data set filled in.

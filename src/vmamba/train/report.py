@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vmamba.train.run_folder import EpochRow
+from vmamba.tasks.protocol import Metric, Task
+from vmamba.train.rows import EpochRow
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,10 +15,18 @@ if TYPE_CHECKING:
 
 
 class Reporter:
-    """Prints to ``console``; says nothing where that is None. Use as a context manager."""
+    """Prints to ``console``; says nothing where that is None. Use as a context manager.
 
-    def __init__(self, console: Console | None, epochs: int, steps: int) -> None:
+    Args:
+        console: where to.
+        task: whose figures.
+        epochs: of the whole run.
+        steps: of an epoch.
+    """
+
+    def __init__(self, console: Console | None, task: type[Task] | Task, epochs: int, steps: int) -> None:
         self.console = console
+        self.task = task
         self.epochs = epochs
         self.steps = steps
         self._bar: Progress | None = None
@@ -31,7 +41,7 @@ class Reporter:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
-                TextColumn("loss {task.fields[loss]:.3f}  acc {task.fields[accuracy]:.1%}"),
+                TextColumn("{task.fields[figures]}"),
                 TextColumn("{task.fields[speed]:,.0f} img/s  ETA {task.fields[eta]}"),
                 console=self.console,
                 transient=True,
@@ -54,7 +64,7 @@ class Reporter:
         if self._bar is not None:
             if self._task is not None:
                 self._bar.remove_task(self._task)
-            zero: dict[str, Any] = {"loss": 0.0, "accuracy": 0.0, "speed": 0.0, "eta": "…"}
+            zero: dict[str, Any] = {"figures": self._running({}), "speed": 0.0, "eta": "…"}
             self._task = self._bar.add_task(f"epoch {epoch + 1}/{self.epochs}", total=self.steps, **zero)
 
     @property
@@ -62,12 +72,16 @@ class Reporter:
         """Whether `step` shows anything; reading a loss costs a wait on a GPU."""
         return self._bar is not None
 
-    def step(self, epoch: int, step: int, loss: float, accuracy: float, speed: float) -> None:
+    def step(self, epoch: int, step: int, figures: Mapping[str, float], speed: float) -> None:
         """``step`` steps of ``epoch`` are done, with running means of the epoch so far."""
         if self._bar is not None and self._task is not None:
             left = self.eta((self.epochs - epoch) * self.steps - step, self._done + step)
-            values: dict[str, Any] = {"loss": loss, "accuracy": accuracy, "speed": speed, "eta": left}
+            values: dict[str, Any] = {"figures": self._running(figures), "speed": speed, "eta": left}
             self._bar.update(self._task, completed=step, **values)
+
+    def _running(self, figures: Mapping[str, float]) -> str:
+        """With a digit less than at the epoch's end, since they change while one reads them."""
+        return "  ".join(f"{m.label} {m.text(figures.get(m.name, 0.0), fewer=1)}" for m in self.task.running)
 
     def eta(self, steps_left: int, steps_done: int) -> str:
         """The time that ``steps_left`` will take at the pace of the ``steps_done`` since the start, as h:mm:ss."""
@@ -81,10 +95,14 @@ class Reporter:
         left = (self.epochs - row.epoch) * self.steps
         width = len(str(self.epochs))
         self.say(
-            f"epoch {row.epoch:>{width}}/{self.epochs}  train loss {row.train_loss:.4f} acc {row.train_accuracy:.2%}"
-            f"  val loss {row.val_loss:.4f} acc {row.val_accuracy:.2%}{' *' if best else '  '}"
+            f"epoch {row.epoch:>{width}}/{self.epochs}  train {_figures(self.task.running, row.train)}"
+            f"  val {_figures(self.task.metrics, row.val)}{' *' if best else '  '}"
             f"  {row.images_per_second:,.0f} img/s  ETA {self.eta(left, self._done)}"
         )
+
+
+def _figures(metrics: Sequence[Metric], values: Mapping[str, float]) -> str:
+    return " ".join(f"{metric.label} {metric.text(values[metric.name])}" for metric in metrics)
 
 
 def _clock(seconds: float) -> str:

@@ -1,27 +1,29 @@
-"""Train a classifier: from a configuration to a folder with weights, measurements and pictures."""
+"""A training run: from a configuration to a folder with weights, measurements and pictures."""
 
 from __future__ import annotations
 
 import math
 import shlex
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from vmamba.data import Splits, load_splits
-from vmamba.errors import CheckpointError, ConfigError, InputError, TrainingError
-from vmamba.evaluate.pictures import confusion_figure, curves_figure, save_figure
+from vmamba.errors import CheckpointError, ConfigError, TrainingError
+from vmamba.evaluate.pictures import save_figure
 from vmamba.models import model_config
 from vmamba.output import check_writable_folder, create_folder
-from vmamba.tasks.classification.scores import Scores
+from vmamba.tasks.protocol import Measurement, Subsets, Task
+from vmamba.tasks.trained import load_trained, save_trained, weight_metadata
+from vmamba.train.accelerator import accelerator_for
 from vmamba.train.config import TrainConfig
-from vmamba.train.loop import Engine, accelerator_for
+from vmamba.train.curves import curves_figure
+from vmamba.train.loop import Trainer
 from vmamba.train.report import Reporter
 from vmamba.train.resume import check_epochs, check_same_data, check_same_settings, deciding_settings, resumed_config
-from vmamba.train.run_folder import EpochRow, RunFolder, load_trained, new_run_folder, save_trained, weight_metadata
+from vmamba.train.rows import EpochRow, rank
+from vmamba.train.run_folder import RunFolder, new_run_folder
 from vmamba.weights import read_weights
 
 if TYPE_CHECKING:
@@ -41,31 +43,26 @@ class TrainResult:
         run_folder: where its files are.
         epochs: epochs done in all.
         best_epoch: the epoch, from 1, whose weights ``best.safetensors`` holds.
-        best_val_accuracy: their accuracy on the validation images, 0 to 1.
-        test: their scores on the test images; None where the data set has no test images.
+        best_val: their figures on the validation samples, by the task's names.
+        test: what they do on the test samples; None where the data set has none.
         seconds: time this call took.
     """
 
     run_folder: Path
     epochs: int
     best_epoch: int
-    best_val_accuracy: float
-    test: Scores | None
+    best_val: Mapping[str, float]
+    test: Measurement | None
     seconds: float
-
-    @property
-    def test_accuracy(self) -> float | None:
-        """Share of the test images that the best weights get right."""
-        return None if self.test is None else self.test.top1
 
 
 def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
     """Train as ``config`` says. Nothing is written before configuration, data and model have been checked.
 
-    The epoch with the best validation accuracy or loss (``select_by``; the other one decides between equals) is kept
-    as ``best.safetensors``; only its weights are measured on the test images, once, at the end. After every
-    ``save_every`` epochs the folder holds all that ``resume`` needs to go on to the same result, bit for bit on the
-    same machine with the same number of workers and threads; an interrupt in between costs the epochs since.
+    The epoch that is best on the validation samples by the figure ``select_by`` (the task's others decide between
+    equals) is kept as ``best.safetensors``; only its weights are measured on the test samples, once, at the end. After
+    every ``save_every`` epochs the folder holds all that ``resume`` needs to go on to the same result, bit for bit on
+    the same machine with the same number of workers and threads; an interrupt in between costs the epochs since.
 
     Args:
         config: what to do.
@@ -82,30 +79,25 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
     with accelerator_for(config) as accelerator:
         path = _common_path(accelerator, config)
         model_config(config.model, **config.model_options)  # before the data, which take longer
-        splits = load_splits(config.data)
-        engine = Engine(config, splits, accelerator)
-        _check_image_size(engine, splits)
-        run = _Run(
-            config,
-            splits,
-            engine,
-            RunFolder(path),
-            Reporter(console if accelerator.is_main_process else None, config.epochs or 1, engine.steps_per_epoch),
-        )
-        with run.report:
+        task, subsets = config.learnt.load(config.data, config.task_options)
+        trainer = Trainer(config, task, subsets, accelerator)
+        shown = console if accelerator.is_main_process else None
+        report = Reporter(shown, task, config.epochs or 1, trainer.steps_per_epoch)
+        course = _Course(config, task, subsets, trainer, RunFolder(path), report)
+        with report:
             try:
                 if resuming:
-                    run.restore()
+                    course.restore()
                 else:
-                    run.begin()
-                run.train()
-                test = run.finish()
+                    course.begin()
+                course.train()
+                test = course.finish()
             except KeyboardInterrupt:
-                run.interrupted()
+                course.interrupted()
                 raise
-        best = run.best
+        best = course.best
         assert best is not None
-        return TrainResult(path, len(run.rows), best.epoch, best.val_accuracy, test, time.monotonic() - started)
+        return TrainResult(path, len(course.rows), best.epoch, best.val, test, time.monotonic() - started)
 
 
 def _common_path(accelerator: Any, config: TrainConfig) -> Path:
@@ -119,35 +111,30 @@ def _common_path(accelerator: Any, config: TrainConfig) -> Path:
     return path
 
 
-def _check_image_size(engine: Engine, splits: Splits) -> None:
-    """Show the model one black image: it knows best which sizes it can take."""
-    p = splits.preprocessing
-    model = engine.measured_model.eval()
-    image = torch.zeros(1, p.in_chans, p.height, p.width, device=engine.accelerator.device)
-    try:
-        with torch.no_grad():
-            model(image)
-    except InputError as error:
-        raise ConfigError(f"image_size={p.image_size} does not suit model {engine.config.model!r}: {error}") from error
-
-
-class _Run:
-    """One run: the engine, its folder and what has been measured so far."""
+class _Course:
+    """What a run goes through, from its first epoch to its last: the trainer, the folder, and what was measured."""
 
     def __init__(
-        self, config: TrainConfig, splits: Splits, engine: Engine, folder: RunFolder, report: Reporter
+        self,
+        config: TrainConfig,
+        task: Task,
+        subsets: Subsets,
+        trainer: Trainer,
+        folder: RunFolder,
+        report: Reporter,
     ) -> None:
         self.config = config
-        self.splits = splits
-        self.engine = engine
+        self.task = task
+        self.subsets = subsets
+        self.trainer = trainer
         self.folder = folder
         self.report = report
-        self.main = bool(engine.accelerator.is_main_process)
+        self.main = bool(trainer.accelerator.is_main_process)
         self.rows: list[EpochRow] = []
         self.best: EpochRow | None = None
         self.saved = 0  # epochs that the files on disk stand for
-        self.fingerprint = splits.fingerprint()  # once: it looks at every file
-        self.metadata = weight_metadata(config.model, engine.model_config, splits.classes, splits.preprocessing)
+        self.fingerprint = subsets.fingerprint()  # once: it looks at every file
+        self.metadata = weight_metadata(config.model, trainer.parts.model, task)
 
     def begin(self) -> None:
         """Create the folder, with a state and weights to load from the start."""
@@ -163,16 +150,16 @@ class _Run:
         try:
             check_same_settings(state["settings"], self.config, self.folder.path)
             check_same_data(state["data"], self.fingerprint, self.folder.path)
-            processes = self.engine.accelerator.num_processes
+            processes = self.trainer.accelerator.num_processes
             if state["processes"] != processes:
                 raise ConfigError(
                     f"{self.folder.path} was trained by {state['processes']} process(es), this is {processes}; "
                     "start as many as then"
                 )
-            self.rows = [EpochRow(**row) for row in state["rows"]]
+            self.rows = [EpochRow.from_flat(row, self.task) for row in state["rows"]]
             check_epochs(self.config, len(self.rows), self.folder.path)
             self.best = next((row for row in self.rows if row.epoch == state["best_epoch"]), None)
-            self.engine.load_state_dict(state["engine"])
+            self.trainer.load_state_dict(state["engine"])
         except (KeyError, TypeError, RuntimeError, AttributeError) as error:
             raise CheckpointError(f"{self.folder.state} does not fit this run ({error}); was it changed?") from error
         self.saved = len(self.rows)
@@ -188,19 +175,19 @@ class _Run:
         self._introduce(f"resumed after {len(self.rows)} of {self.config.epochs} epochs")
 
     def _introduce(self, how: str) -> None:
-        engine, splits = self.engine, self.splits
-        count = sum(p.numel() for p in engine.measured_model.parameters())
-        parts = {"train": splits.train, "val": splits.val, "test": splits.test}
+        subsets, preprocessing = self.subsets, self.task.preprocessing
+        count = sum(p.numel() for p in self.trainer.measured_model.parameters())
+        parts = {"train": subsets.train, "val": subsets.val, "test": subsets.test}
         sizes = ", ".join(f"{len(part):,} {name}" for name, part in parts.items() if part is not None)
         self.report.say(f"{how}: {self.folder.path}")
         precision = "float32" if self.config.mixed_precision == "no" else self.config.mixed_precision
         self.report.say(
             f"{self.config.model} ({count / 1e6:.2f} M parameters) on {self.config.data.dataset}: {sizes} images, "
-            f"{len(splits.classes)} classes, {splits.preprocessing.height}×{splits.preprocessing.width}, "
-            f"{engine.accelerator.device}, {precision}"
+            f"{self.task.summary}, {preprocessing.height}×{preprocessing.width}, "
+            f"{self.trainer.accelerator.device}, {precision}"
         )
-        if splits.skipped:
-            self.report.say(f"left out {len(splits.skipped)} unreadable image(s), the first: {splits.skipped[0]}")
+        if subsets.skipped:
+            self.report.say(f"left out {len(subsets.skipped)} unreadable image(s), the first: {subsets.skipped[0]}")
 
     def train(self) -> None:
         """Train the epochs that are still to do."""
@@ -209,22 +196,14 @@ class _Run:
             started = time.monotonic()
             self.report.start_epoch(epoch)
 
-            def step(done: int, loss: float, accuracy: float, speed: float, epoch: int = epoch) -> None:
-                self.report.step(epoch, done, loss, accuracy, speed)
+            def step(done: int, figures: Mapping[str, float], speed: float, epoch: int = epoch) -> None:
+                self.report.step(epoch, done, figures, speed)
 
-            trained = self.engine.train_epoch(epoch, step if self.report.live else None)
-            val = self.engine.evaluate(self.splits.val)
-            if not math.isfinite(val.loss):
-                raise TrainingError(
-                    f"the validation loss is {val.loss} after epoch {epoch + 1}. The weights of the epoch before are "
-                    "kept. Start again with a lower lr or a longer warm-up"
-                )
+            trained = self.trainer.train_epoch(epoch, step if self.report.live else None)
             row = EpochRow(
                 epoch=epoch + 1,
-                train_loss=trained.loss,
-                train_accuracy=trained.accuracy,
-                val_loss=val.loss,
-                val_accuracy=val.top1,
+                train=trained.figures,
+                val=self._validated(epoch),
                 lr=trained.lr,
                 seconds=time.monotonic() - started,
                 images_per_second=trained.images_per_second,
@@ -240,51 +219,61 @@ class _Run:
                 self._draw_curves()
                 drawn = time.monotonic()
 
+    def _validated(self, epoch: int) -> dict[str, float]:
+        measured = self.trainer.evaluate(self.subsets.val).figures
+        figures = {metric.name: measured[metric.name] for metric in self.task.metrics}
+        for name, value in figures.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the validation {name} is {value} after epoch {epoch + 1}. The weights of the epoch before are "
+                    "kept. Start again with a lower lr or a longer warm-up"
+                )
+        return figures
+
     def _keep(self, row: EpochRow) -> None:
         """Make the weights as they are now, measured in ``row``, the best."""
         self.best = row
         if self.main:
-            save_trained(self.folder.best, self.engine.weights(), {**self.metadata, "epoch": str(row.epoch)})
+            save_trained(self.folder.best, self.trainer.weights(), {**self.metadata, "epoch": str(row.epoch)})
 
-    def _rank(self, row: EpochRow) -> tuple[float, float]:
+    def _rank(self, row: EpochRow) -> tuple[float, ...]:
         """The better epoch has the higher rank; of equals the earlier one stays."""
-        if self.config.select_by == "loss":
-            return -row.val_loss, row.val_accuracy
-        return row.val_accuracy, -row.val_loss
+        return rank(row, self.task, self.config.select_by or self.task.headline)
 
     def save(self) -> None:
         """Write everything that `restore` and `load_trained` need; the state last, since it speaks for the others."""
-        engine = self.engine.state_dict()
+        state = self.trainer.state_dict()
         if self.main:
             epoch = {"epoch": str(len(self.rows))}
-            save_trained(self.folder.last, self.engine.weights(), {**self.metadata, **epoch})
-            self.folder.write_metrics(self.rows)
+            save_trained(self.folder.last, self.trainer.weights(), {**self.metadata, **epoch})
+            self.folder.write_metrics(self.rows, self.task)
             self.folder.write_state(
                 {
-                    "engine": engine,
-                    "rows": [asdict(row) for row in self.rows],
+                    "engine": state,
+                    "rows": [row.flat() for row in self.rows],
                     "best_epoch": None if self.best is None else self.best.epoch,
                     "data": self.fingerprint,
                     "settings": deciding_settings(self.config),
-                    "processes": self.engine.accelerator.num_processes,
+                    "processes": self.trainer.accelerator.num_processes,
                 }
             )
         self.saved = len(self.rows)
 
-    def finish(self) -> Scores | None:
-        """Measure the best weights on the test images (the validation images where there are none), and draw."""
-        self.engine.accelerator.wait_for_everyone()
-        best = load_trained(self.folder.best).model.to(self.engine.accelerator.device)
-        test = None if self.splits.test is None else self.engine.evaluate(self.splits.test, best)
-        shown = test if test is not None else self.engine.evaluate(self.splits.val, best)
+    def finish(self) -> Measurement | None:
+        """Measure the best weights on the test samples (the validation samples where there are none), and draw."""
+        self.trainer.accelerator.wait_for_everyone()
+        best = load_trained(self.folder.best).model.to(self.trainer.accelerator.device)
+        test = None if self.subsets.test is None else self.trainer.evaluate(self.subsets.test, best)
+        shown = test if test is not None else self.trainer.evaluate(self.subsets.val, best)
         if self.main:
             self._draw_curves()
-            name = "Test" if test is not None else "Validation"
-            save_figure(confusion_figure(shown.confusion, self.splits.classes, name), self.folder.confusion)
+            for name, figure in self.task.pictures(shown, "Test" if test is not None else "Validation").items():
+                save_figure(figure, self.folder.picture(name))
         assert self.best is not None
-        said = f"best epoch {self.best.epoch}: validation accuracy {self.best.val_accuracy:.2%}"
+        headline = next(metric for metric in self.task.metrics if metric.name == self.task.headline)
+        said = f"best epoch {self.best.epoch}: validation {headline.name} {headline.text(self.best.val[headline.name])}"
         if test is not None:
-            said += f", test accuracy {test.top1:.2%} ({test.images:,} images)"
+            said += f", test {headline.name} {headline.text(test.figures[headline.name])} ({test.count:,} images)"
         self.report.say(said)
         self.report.say(f"run folder: {self.folder.path}")
         return test
@@ -304,4 +293,4 @@ class _Run:
         if self.main and self.rows:
             title = f"{self.config.model} on {self.config.data.dataset}"
             best = None if self.best is None else self.best.epoch
-            save_figure(curves_figure(self.rows, best, title), self.folder.curves)
+            save_figure(curves_figure(self.rows, self.task, best, title), self.folder.curves)

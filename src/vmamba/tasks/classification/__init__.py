@@ -1,1 +1,1 @@
-"""Image classification."""
+"""Image classification: one label out of several for a whole image."""

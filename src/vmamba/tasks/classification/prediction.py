@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from vmamba.tasks.protocol import AnswerSettings
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -33,6 +37,27 @@ class Prediction:
         """Plain values for JSON."""
         top = [{"class": c, "probability": round(p, 6)} for c, p in zip(self.classes, self.probabilities, strict=True)]
         return {"path": str(self.path), "top": top, **({} if self.truth is None else {"truth": self.truth})}
+
+
+def predictions(
+    logits: Tensor, paths: Sequence[Path], classes: Sequence[str], settings: AnswerSettings
+) -> list[Prediction]:
+    """What ``logits (b, classes)`` say about the images at ``paths``."""
+    top = logits.float().softmax(dim=1).topk(min(settings.topk, len(classes)), dim=1)
+    return [
+        Prediction(
+            path,
+            tuple(classes[i] for i in indices),
+            tuple(probabilities),
+            _truth(path, classes) if settings.truth == "folder" else None,
+        )
+        for path, indices, probabilities in zip(paths, top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
+
+
+def _truth(path: Path, classes: Sequence[str]) -> str | None:
+    name = path.absolute().parent.name
+    return name if name in classes else None
 
 
 def right_of(predictions: Sequence[Prediction]) -> str:

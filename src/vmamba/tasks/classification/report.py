@@ -1,8 +1,8 @@
-"""Predictions on the terminal: every bar for a few images, one line each for many."""
+"""Classification on the terminal: bars for predictions, one line each for many images; tables for scores."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -13,22 +13,24 @@ from rich.text import Text
 from vmamba.tasks.classification.prediction import Prediction, right_of
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
+
+    from vmamba.tasks.classification.scores import Scores
 
 #: Up to this many images every bar is shown.
 MAX_DETAILED = 8
+#: With more classes than this only the worst are shown; a JSON file always has all.
+MAX_ROWS = 40
 
 _STYLES = {None: "cyan", True: "green", False: "red"}
 
 
-def report(predictions: Sequence[Prediction], skipped: Sequence[Exception], console: Console) -> None:
-    """Print what was found, and what was left out and why."""
+def report(predictions: Sequence[Prediction], console: Console) -> None:
+    """Print what was found."""
     detailed = len(predictions) <= MAX_DETAILED
     console.print(_bars(predictions) if detailed else _lines(predictions))
     if share := right_of(predictions):
         console.print(share)
-    for error in skipped:
-        console.print(f"left out: {error}", soft_wrap=True, markup=False)
 
 
 def _bars(predictions: Sequence[Prediction]) -> Group:
@@ -69,3 +71,31 @@ def bar(share: float, width: int = 24) -> str:
     """A bar of ``share × width`` cells, to an eighth of a cell."""
     whole, eighths = divmod(round(min(max(share, 0.0), 1.0) * width * 8), 8)
     return "█" * whole + ("▏▎▍▌▋▊▉"[eighths - 1] if eighths else "")
+
+
+def score_tables(scores: Scores, part: str) -> Iterator[RenderableType]:
+    """The table of classes, an empty line, and the commonest confusions."""
+    rows = scores.classes
+    title = f"Each class of the {part} split"
+    if len(rows) > MAX_ROWS:
+        rows = tuple(sorted(rows, key=lambda row: row.f1)[:MAX_ROWS])
+        title = f"The {MAX_ROWS} worst of {len(scores.classes)} classes, {part} split"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("class")
+    for column in ("precision", "recall", "F1", "images"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        shares = (f"{share:.1%}" for share in (row.precision, row.recall, row.f1))
+        table.add_row(Text(row.name), *shares, f"{row.images:,}")
+    yield table
+    yield ""
+    if wrong := _confusions(scores):
+        yield "Most often confused: " + ", ".join(f"{a} taken for {b} ({n})" for n, a, b in wrong)
+
+
+def _confusions(scores: Scores, count: int = 3) -> list[tuple[int, str, str]]:
+    names = [row.name for row in scores.classes]
+    wrong = [
+        (n, names[i], names[j]) for i, row in enumerate(scores.confusion) for j, n in enumerate(row) if i != j and n > 0
+    ]
+    return sorted(wrong, key=lambda item: -item[0])[:count]

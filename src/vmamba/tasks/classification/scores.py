@@ -1,13 +1,17 @@
-"""What a classifier got right: counted batch by batch, read out once."""
+"""What a classifier got right: counted batch by batch, read out once. The `Meter` and `Measurement` of the task."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,30 @@ class Scores:
     classes: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
 
+    @property
+    def count(self) -> int:
+        """How many images."""
+        return self.images
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What epochs are chosen by."""
+        return {"loss": self.loss, "accuracy": self.top1}
+
+    def summary(self) -> str:
+        """The figures over all classes."""
+        return f"top-1 {self.top1:.2%}   top-5 {self.top5:.2%}   loss {self.loss:.4f}"
+
+    def tables(self, part: str) -> Iterable[RenderableType]:
+        """A row for each class, and the commonest confusions."""
+        from vmamba.tasks.classification.report import score_tables
+
+        return score_tables(self, part)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field."""
+        return asdict(self)
+
 
 class ScoreCounter:
     """Counts what `Scores` reports; holds one matrix of counts, however many images pass."""
@@ -51,9 +79,14 @@ class ScoreCounter:
         self._in_top5 = 0
         self._loss = 0.0
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Count one batch: ``logits (b, classes)``, ``labels (b,)`` of class indices."""
-        logits, labels = logits.detach().float().cpu(), labels.cpu()
+    def observe(self, outputs: Tensor, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits ``(b, classes)`` and class indices ``(b,)``."""
+        return outputs, batch[1]
+
+    def update(self, observation: tuple[Tensor, Tensor]) -> None:
+        """Count one batch, as `observe` gives it."""
+        logits, labels = (part.detach().cpu() for part in observation)
+        logits = logits.float()
         count = len(self._names)
         self._loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         top = logits.topk(min(5, count), dim=1).indices
@@ -61,7 +94,7 @@ class ScoreCounter:
         pairs = labels * count + top[:, 0]
         self._confusion += torch.bincount(pairs, minlength=count * count).view(count, count)
 
-    def scores(self) -> Scores:
+    def measurement(self) -> Scores:
         """Everything counted so far; needs one image at least."""
         confusion = self._confusion
         images = int(confusion.sum())

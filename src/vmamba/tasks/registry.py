@@ -1,0 +1,24 @@
+"""The table of tasks by name."""
+
+from __future__ import annotations
+
+from vmamba.errors import ConfigError, nearest
+from vmamba.tasks.classification.task import Classification
+from vmamba.tasks.protocol import Task
+
+#: What the option ``task`` and the metadata of weight files may name.
+TASKS: dict[str, type[Task]] = {Classification.name: Classification}
+
+#: Weight files and runs of before there was more than one task do not name theirs.
+DEFAULT = Classification.name
+
+
+def task_type(name: str) -> type[Task]:
+    """The task called ``name``.
+
+    Raises:
+        ConfigError: there is none; lists those that there are.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"task={name!r} is unknown; legal: {', '.join(TASKS)}{nearest(name, TASKS)}")
+    return TASKS[name]

@@ -1,0 +1,144 @@
+"""A trained model with the task it was trained for: written into a weight or ONNX file, and read back from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vmamba.data import Preprocessing
+from vmamba.device import pick_device
+from vmamba.errors import CheckpointError, ConfigError
+from vmamba.inference.onnx_model import open_onnx
+from vmamba.tasks.protocol import Task
+from vmamba.tasks.registry import DEFAULT, TASKS
+from vmamba.tasks.run_files import RunFiles
+from vmamba.version import __version__
+from vmamba.weights import load_weights, read_weights, save_weights
+
+#: Tells our files from others that have metadata too.
+FORMAT = "vmamba"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model with everything needed to use it.
+
+    Attributes:
+        model: in eval mode, on the CPU, in float32; from the task's inputs to its outputs.
+        task: what it was trained for.
+        weights_path: the file.
+        name: the model's.
+    """
+
+    model: nn.Module
+    task: Task
+    weights_path: Path
+    name: str
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From an image to pixels."""
+        return self.task.preprocessing
+
+
+def weight_metadata(name: str, model: nn.Module, task: Task) -> dict[str, str]:
+    """What every weight file of ours says about itself; `load_trained` needs nothing else."""
+    return {
+        "format": FORMAT,
+        "vmamba_version": __version__,
+        "model": name,
+        "task": task.name,
+        **task.metadata(model),
+    }
+
+
+def save_trained(path: Path, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a weight file that `load_trained` reads; atomic."""
+    save_weights(path, dict(state_dict), dict(metadata))
+
+
+def load_trained(path: str | Path) -> Trained:
+    """Load a trained model from a run's folder (its best weights) or from one weight file that a run wrote.
+
+    Raises:
+        CheckpointError: there is no such file, it is broken, or it lacks the description that a run writes into it.
+    """
+    path = Path(path)
+    weights = RunFiles(path).weights if path.is_dir() else path
+    if path.is_dir() and not weights.is_file():
+        raise CheckpointError(f"{path} holds neither best.safetensors nor last.safetensors; is it a run's folder?")
+    file = read_weights(weights)
+    kind = _task_type(file.metadata, weights)
+    if missing := _missing(file.metadata, ("model", "config", *kind.described_by)):
+        raise CheckpointError(
+            f"{weights} does not say which {_listed(('model', *kind.described_by))} it belongs to (missing: {missing}"
+            "); only files written by `vmamba train` do. vmamba.create_model and vmamba.load_weights load bare weights"
+        )
+    try:
+        task = kind.from_metadata(file.metadata)
+        model = task.rebuild(file.metadata)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{weights}: its description cannot be read: {error}") from error
+    load_weights(model, file.state_dict)
+    return Trained(model.eval(), task, weights, file.metadata["model"])
+
+
+def load_onnx(path: Path) -> Trained:
+    """Load an ONNX file that `vmamba export` wrote; ONNX Runtime computes, on the CPU.
+
+    Raises:
+        ConfigError: ONNX Runtime is not installed.
+        CheckpointError: the file is missing, broken, or does not say what it was trained for.
+    """
+    model, metadata = open_onnx(path)
+    kind = _task_type(metadata, path)
+    if missing := _missing(metadata, ("model", *kind.described_by)):
+        raise CheckpointError(
+            f"{path} does not say which {_listed(kind.described_by)} it belongs to (missing: {missing}); "
+            "only files written by `vmamba export --to onnx` do"
+        )
+    try:
+        task = kind.from_metadata(metadata)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: its description cannot be read: {error}; export it again") from error
+    return Trained(model, task, path, metadata["model"])
+
+
+def open_trained(path: Path, device: str) -> tuple[Trained, torch.device]:
+    """Load a run's folder, a run's weight file, or an ONNX file of `vmamba export`; pick where it computes.
+
+    Raises:
+        CheckpointError: there is no such file, it is broken, or it does not say what it was trained for.
+        ConfigError: ``device`` is none of this machine, or not the CPU for an ONNX file.
+    """
+    if path.suffix.lower() != ".onnx" or path.is_dir():
+        place = pick_device(device)
+        return load_trained(path), place
+    if device not in ("auto", "cpu"):
+        raise ConfigError(f"device={device!r}: {path} runs in ONNX Runtime, on the CPU; give device=cpu or auto")
+    return load_onnx(path), torch.device("cpu")
+
+
+def _task_type(metadata: Mapping[str, str], path: Path) -> type[Task]:
+    ours = metadata.get("format") == FORMAT
+    name = metadata.get("task", DEFAULT) if ours else DEFAULT
+    if name not in TASKS:
+        raise CheckpointError(
+            f"{path} was trained for the task {name!r}, which vmamba {__version__} does not know; "
+            f"it knows {', '.join(TASKS)}"
+        )
+    return TASKS[name]
+
+
+def _missing(metadata: Mapping[str, str], needed: tuple[str, ...]) -> str:
+    """The needed entries that are not there; empty if the file is one of ours and complete."""
+    missing = [name for name in needed if name not in metadata]
+    return ", ".join(missing) or ("format" if metadata.get("format") != FORMAT else "")
+
+
+def _listed(words: tuple[str, ...]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]

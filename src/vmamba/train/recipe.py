@@ -1,0 +1,48 @@
+"""Training settings that suit a data set, one file for each under ``recipes/``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from vmamba.errors import ConfigError
+from vmamba.tasks.run_files import typed
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What stands where a training configuration leaves that field at None."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    warmup_epochs: int
+    label_smoothing: float
+    clip_grad: float
+    ema_decay: float
+    mixup: float
+    cutmix: float
+    drop_path_rate: float
+    num_workers: int
+    select_by: str
+
+
+@cache
+def recipe_for(dataset: str) -> Recipe:
+    """The recipe of a data set of `vmamba.data.DATASETS`.
+
+    Raises:
+        ConfigError: there is none, or its file does not hold exactly the fields of a `Recipe`.
+    """
+    import yaml
+
+    file = files("vmamba.train") / "recipes" / f"{dataset}.yaml"
+    if not file.is_file():
+        raise ConfigError(f"dataset={dataset!r} has no recipe: {file} is missing; install the package again")
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{file} holds a {type(values).__name__}, want a mapping of fields")
+    return Recipe(**typed(Recipe, values, str(file)))

@@ -1,0 +1,83 @@
+"""A run's folder that vmamba 0.1.0 wrote before weight files and configurations named their task.
+
+``old_run/`` is what ``vmamba train --epochs 2 --model_options '{dims: [4,8], depths: [1,1], patch_size: 8}'
+--data.dataset digits --data.train_images 60 --batch_size 20 --num_workers 0 --device cpu --mixup 0.2 --cutmix 0.5``
+left there, without its pictures.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import vmamba
+from vmamba.data import DataConfig, load_splits
+from vmamba.evaluate.measure import EvaluateConfig, evaluate
+from vmamba.evaluate.predict import PredictConfig, predict
+from vmamba.export.exporter import ExportConfig, export
+from vmamba.tasks.run_files import trained_on
+from vmamba.tasks.trained import load_trained
+from vmamba.train.config import TrainConfig
+from vmamba.train.recipe import recipe_for
+from vmamba.train.run import train
+
+OLD = Path(__file__).parent / "old_run"
+HEADER = "epoch,train_loss,train_accuracy,val_loss,val_accuracy,lr,seconds,images_per_second\n"
+#: ``val_loss`` and ``val_accuracy`` of epochs 3 and 4 as the old version went on with it.
+WENT_ON = [(2.2904522048102485, 0.15), (2.288398106892904, 0.15833333333333333)]
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(OLD, tmp_path / "run"))
+
+
+def test_it_is_gone_on_with_to_what_the_old_version_reached(old: Path) -> None:
+    assert "task" not in vmamba.read_weights(old / "best.safetensors").metadata
+    result = train(TrainConfig(resume=old, epochs=4))
+    assert (result.epochs, result.best_epoch) == (4, 4)
+    text = (old / "metrics.csv").read_text()
+    assert text.startswith(HEADER)
+    rows = list(csv.DictReader(text.splitlines()))
+    assert "".join(text.splitlines(keepends=True)[:3]) == (OLD / "metrics.csv").read_text()
+    for row, (loss, accuracy) in zip(rows[2:], WENT_ON, strict=True):
+        assert float(row["val_loss"]) == pytest.approx(loss, rel=1e-4)
+        assert float(row["val_accuracy"]) == pytest.approx(accuracy, abs=0.01)  # another machine may round otherwise
+    assert vmamba.read_weights(old / "last.safetensors").metadata["task"] == "classification"
+
+
+def test_it_is_measured_predicts_and_is_exported(old: Path, tmp_path: Path) -> None:
+    measured = evaluate(EvaluateConfig(old, device="cpu", json=tmp_path / "e.json"))
+    assert measured.scores.figures["accuracy"] == pytest.approx(0.1198, abs=0.01)
+    assert list(json.loads((tmp_path / "e.json").read_text())) == [
+        "weights", "model", "dataset", "split", "device", "images_per_second",
+        "images", "top1", "top5", "loss", "classes", "confusion",
+    ]  # fmt: skip
+    digits = load_splits(DataConfig()).val
+    digits[0][0].save(tmp_path / "digit.png")
+    (answer,) = predict(PredictConfig((tmp_path / "digit.png",), old, output=tmp_path / "out", sheet=0))
+    assert set(answer.classes) <= set("0123456789")
+    exported = export(ExportConfig(str(old), "torch-export", tmp_path / "m.pt2"))
+    assert exported.error <= 1e-4
+
+
+def test_a_run_without_a_task_learnt_classification(old: Path) -> None:
+    trained = load_trained(old)
+    assert trained.task.name == "classification"
+    assert trained.task.classes == tuple("0123456789")
+    assert trained_on(old) == DataConfig(image_size=32, in_chans=1, train_images=60)
+    with torch.inference_mode():
+        assert trained.model(torch.zeros(1, 1, 32, 32)).shape == (1, 10)
+
+
+def test_every_data_set_has_its_recipe() -> None:
+    from vmamba.data import DATASETS
+
+    for name in DATASETS:
+        assert recipe_for(name).epochs >= 1
+    assert (recipe_for("digits").select_by, recipe_for("folder").lr) == ("loss", 5e-4)
