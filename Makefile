@@ -48,14 +48,16 @@ bench: $(VENV)/native.stamp ## Correctness checks, error and speed of every scan
 # The sanitizer's runtime must be the first library of the process, and libstdc++ with it, else it cannot see exceptions.
 # Its allocator is slower and keeps freed memory for a while, and Python never frees all: hence no leak check.
 SANITIZED := $(CURDIR)/build/sanitize/libvmamba_native.so
-SANITIZE_TESTS ?= tests/test_oflex_cpu.py tests/test_oflex_ss2d.py tests/test_cpu_layers.py tests/test_packed.py tests/test_native.py
+SANITIZE_TESTS ?= \
+  tests/scan/test_oflex_selective_scan.py tests/scan/test_oflex_ss2d_scan.py tests/functional/test_cpu_kernels.py \
+  tests/inference/test_packed.py tests/kernels/test_library.py
 
 sanitize: $(VENV)/native.stamp ## Run the kernels' tests under address and undefined behaviour sanitizers (Linux, GCC)
 	cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_COMPILER=g++ \
 	  -DVMAMBA_NATIVE_REQUIRED=ON -DVMAMBA_SANITIZE=ON
 	cmake --build build/sanitize --parallel $$(nproc)
 	$(SANITIZE_RUN) $(SANITIZE_TESTS)
-	$(SANITIZE_RUN) tests/test_selective_scan.py -k oflex
+	$(SANITIZE_RUN) tests/scan/test_selective_scan.py -k oflex
 
 SANITIZE_RUN = env LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
   ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 VMAMBA_NATIVE_LIBRARY=$(SANITIZED) \

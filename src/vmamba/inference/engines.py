@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from vmamba import _torch
-from vmamba.errors import ConfigError, InputError, VMambaError
+from vmamba.errors import BackendError, ConfigError, InputError, VMambaError
 from vmamba.inference.pack import pack
+from vmamba.kernels.interface import recorded_runs
 from vmamba.kernels.native.products import obstacle
+from vmamba.scan.dispatch import ambient
 
 #: Largest deviation from the model as it was, as a part of the largest value of its output.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
@@ -58,7 +60,14 @@ class Optimized(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, run: Callable[[Any], Any], engine: str, dtype: torch.dtype, engines: tuple[Engine, ...]
+        self,
+        model: nn.Module,
+        run: Callable[[Any], Any],
+        engine: str,
+        dtype: torch.dtype,
+        engines: tuple[Engine, ...],
+        device: torch.device,
+        backends: frozenset[str],
     ) -> None:
         super().__init__()
         self.model = model
@@ -66,18 +75,42 @@ class Optimized(nn.Module):
         self.dtype = dtype
         self.engines = engines
         self._run = (run,)  # in a tuple, so that a module is not registered twice
+        self._device = device
+        self._backends = backends  # that run its scans
 
     def forward(self, x: Tensor) -> Any:
         """What the model returns for ``x``, floating-point tensors in the dtype of ``x``.
 
+        Autocast around the call has no effect: what it computes in is `dtype`.
+
         Raises:
-            InputError: ``x`` holds integers, which the conversion to `dtype` would hide from the model.
+            InputError: ``x`` holds integers, which the conversion to `dtype` would hide from the model, or lies on
+                another device.
+            ConfigError: a transform of `torch.func` or forward-mode differentiation is on.
+            BackendError: `vmamba.backend` or the environment asks for another scan than the one that is built in.
         """
         if not x.is_floating_point():
             raise InputError(
                 f"the model takes floating-point images, given {x.dtype}; convert and normalise them first"
             )
-        return _as(x.dtype, _call(self._run[0], x.to(self.dtype)))
+        if x.device != self._device:
+            raise InputError(
+                f"the optimized model is on {self._device}, given images on {x.device}; move them with .to()"
+            )
+        if _torch.is_transformed():
+            raise ConfigError(
+                "an optimized model is for inference: it has no derivatives and no torch.func transforms; "
+                "use the model that it was made from"
+            )
+        asked = ambient()
+        if self.engine != "eager" and asked is not None and not self._backends <= {asked}:
+            raise BackendError(
+                f'selective_scan_backend="{asked}" is asked for around an optimized model, whose engine '
+                f'"{self.engine}" has {", ".join(sorted(self._backends))} built in; call it outside of '
+                "vmamba.backend, or optimize the model inside"
+            )
+        with _torch.without_autocast(x.device.type):
+            return _as(x.dtype, _call(self._run[0], x.to(self.dtype)))
 
     def train(self, mode: bool = True) -> Optimized:
         """Stay in evaluation mode.
@@ -166,7 +199,11 @@ def optimize(
         )
     best = min(good, key=lambda name: times[name])
     run = runs[best]
-    return Optimized(run if isinstance(run, nn.Module) else eager, run, best, dtype, engines).eval()
+    with recorded_runs() as scans:
+        _call(run, inputs)
+    backends = frozenset(scan.backend for scan in scans)
+    model = run if isinstance(run, nn.Module) else eager
+    return Optimized(model, run, best, dtype, engines, inputs.device, backends).eval()
 
 
 def _example(model: nn.Module) -> Tensor:

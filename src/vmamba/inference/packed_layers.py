@@ -285,7 +285,9 @@ class PackedSequence(nn.Module):
     def _program(self, x: Tensor) -> Program | None:
         key = (x.shape, x.dtype, torch.get_num_threads(), library.isa())
         with _programs_lock:
-            if key not in self._programs:
+            if key in self._programs:
+                self._programs.move_to_end(key)
+            else:
                 bytes = memory_of(self._record, x.shape, x.dtype)
                 # Where calls are long there is nothing to gain, and memory to lose.
                 fits = x.numel() > 0 and sum(bytes.values()) <= _MOST_BYTES

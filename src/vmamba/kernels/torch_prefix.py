@@ -295,7 +295,7 @@ def _chunks(u: Tensor, A: Tensor) -> Iterator[tuple[slice, list[slice]]]:
     channels = min(d, max(1, chunk // per_channel))
     items = max(1, chunk // (per_channel * channels)) if channels == d else 1
     channel_chunks = [slice(i, i + channels) for i in range(0, d, channels)]
-    for i in range(0, b, items):
+    for i in range(0, max(b, 1), items):  # one part, empty, of an empty batch
         yield slice(i, i + items), channel_chunks
 
 

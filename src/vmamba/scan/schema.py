@@ -33,7 +33,7 @@ class _Kernels(NamedTuple):
 
 #: Device type -> who computes there.
 _KERNELS: Mapping[str, _Kernels] = {
-    "cpu": _Kernels(native.selective_scan, native.ss2d_scan, frozenset(native.DTYPE_CODES)),
+    "cpu": _Kernels(native.selective_scan, native.ss2d_scan, frozenset(native.DTYPE_CODES))
 }
 
 
@@ -135,18 +135,8 @@ def _selective_scan(
 
 
 @_selective_scan.register_fake
-def _(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor]:
-    shape = _kernels(u).selective_scan.saved_shape(u, A) if save else (0,)
+def _(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    shape = _kernels(u).selective_scan.saved_shape(u, A) if others[-1] else (0,)
     return u.new_empty(u.shape, dtype=torch.float32), u.new_empty(shape, dtype=torch.float32)
 
 
@@ -176,19 +166,8 @@ def _selective_scan_backward(
 
 
 @_selective_scan_backward.register_fake
-def _(
-    dy: Tensor,
-    saved: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _like((u, delta, A, B, C, D, delta_bias))  # type: ignore[return-value]
+def _(dy: Tensor, saved: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    return _like(inputs[:7])
 
 
 def selective_scan(
@@ -250,17 +229,9 @@ def _ss2d_scan(
 
 @_ss2d_scan.register_fake
 def _(
-    x: Tensor,
-    x_dbl: Tensor,
-    dt_weight: Tensor,
-    dt_bias: Tensor | None,
-    A: Tensor,
-    D: Tensor | None,
-    readings: Sequence[int],
-    delta_softplus: bool,
-    save: bool,
+    x: Tensor, x_dbl: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor]:
-    shape = _kernels(x).ss2d_scan.saved_shape(x, A) if save else (0,)
+    shape = _kernels(x).ss2d_scan.saved_shape(x, A) if others[-1] else (0,)
     return x.new_empty(x.shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
 
 
@@ -290,19 +261,8 @@ def _ss2d_scan_backward(
 
 
 @_ss2d_scan_backward.register_fake
-def _(
-    dy: Tensor,
-    saved: Tensor,
-    x: Tensor,
-    x_dbl: Tensor,
-    dt_weight: Tensor,
-    dt_bias: Tensor | None,
-    A: Tensor,
-    D: Tensor | None,
-    readings: Sequence[int],
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _like((x, x_dbl, dt_weight, dt_bias, A, D))  # type: ignore[return-value]
+def _(dy: Tensor, saved: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    return _like(inputs[:6])
 
 
 def ss2d_scan(

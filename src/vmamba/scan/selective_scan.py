@@ -58,6 +58,7 @@ def selective_scan(
     if C.dim() == 3:
         C = C[:, None]
     _check(u, delta, A, B, C, D, delta_bias)
+    u, delta, A, B, C, D, delta_bias = savable(u, delta, A, B, C, D, delta_bias)  # type: ignore[assignment]
     run = dispatch.operators(backend, "selective_scan", u, A.shape[1], delta, A, B, C, D, delta_bias)
     y: Tensor = run.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
     return y if oflex else y.to(u.dtype)
@@ -77,6 +78,13 @@ def selective_scan_fn(
 ) -> Tensor:
     """`selective_scan` under upstream's name, positional order and defaults."""
     return selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus, oflex=oflex, backend=backend)
+
+
+def savable(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in a form that backward can keep: those made in inference mode are copied where gradients are on."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return tensors
+    return tuple(t.clone() if t is not None and t.is_inference() else t for t in tensors)
 
 
 def check_same_place(tensors: dict[str, Tensor | None]) -> None:

@@ -16,7 +16,7 @@ from vmamba import _torch
 from vmamba.errors import InputError
 from vmamba.scan import dispatch
 from vmamba.scan.orders import cross_merge, cross_scan, directions_of, to_sequence
-from vmamba.scan.selective_scan import check_same_place
+from vmamba.scan.selective_scan import check_same_place, savable
 
 
 def ss2d_scan(
@@ -55,6 +55,7 @@ def ss2d_scan(
     """
     _check(x, x_dbl, dt_weight, dt_bias, A, D)
     directions_of(scan_mode)
+    x, x_dbl, dt_weight, dt_bias, A, D = savable(x, x_dbl, dt_weight, dt_bias, A, D)  # type: ignore[assignment]
     run = dispatch.operators(backend, "ss2d_scan", x, A.shape[1], x_dbl, dt_weight, dt_bias, A, D)
     fused = getattr(run, "ss2d_scan", None)
     scan = partial(_composed, run.selective_scan) if fused is None else fused

@@ -6,14 +6,7 @@ import torch
 from torch import Tensor
 
 from vmamba.kernels.native.library import KernelCall
-from vmamba.kernels.native.products import (
-    ACTIVATION_CODES,
-    Activation,
-    PackedMatrix,
-    affine_rows,
-    rounded,
-    share_rows,
-)
+from vmamba.kernels.native.products import ACTIVATION_CODES, Activation, PackedMatrix, affine_rows, rounded, share_rows
 from vmamba.kernels.native.program import Calls
 from vmamba.kernels.native.structs import struct, tensor
 

@@ -119,11 +119,7 @@ class Program(_Reused):
     """
 
     def __init__(
-        self,
-        build: Callable[[Tensor, Calls], Tensor],
-        shape: Sequence[int],
-        dtype: torch.dtype,
-        bytes: dict[str, int],
+        self, build: Callable[[Tensor, Calls], Tensor], shape: Sequence[int], dtype: torch.dtype, bytes: dict[str, int]
     ) -> None:
         super().__init__()
         self._calls: list[KernelCall] = []
