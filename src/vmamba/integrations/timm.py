@@ -24,7 +24,8 @@ from timm.models import (
 from torch import Tensor, nn
 
 from vmamba.errors import ConfigError
-from vmamba.layers import SS2D
+from vmamba.layers import SS2D, Mlp, Pointwise
+from vmamba.layers.basic import Conv2d
 from vmamba.models import VARIANTS, VSSM, VSSMConfig, model_config
 from vmamba.weights import OFFICIAL, adapt_to, fetch, fetch_official, load_adapted, translate_keys
 from vmamba.weights.files import check_pickled_file
@@ -178,7 +179,9 @@ def _default_cfg(variant: str) -> dict[str, Any]:
     }
 
 
-register_notrace_module(SS2D)  # torch.fx takes the scan as one node
+# torch.fx takes these as one node each, so that a traced network runs what they choose to run, bit for bit.
+for _leaf in (SS2D, Mlp, Conv2d, Pointwise):
+    register_notrace_module(_leaf)
 default_cfgs = generate_default_cfgs(
     {f"{variant}.in1k" if variant in OFFICIAL else variant: _default_cfg(variant) for variant in VARIANTS}
 )
