@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 import vmamba
 from vmamba.kernels.native import library
-from vmamba.scan import cascade_scan, selective_scan, ss2d_scan
+from vmamba.scan import cascade_scan, dispatch, selective_scan, ss2d_scan
 
 Function = Callable[[Tensor], Tensor]
 B, H, W, D, N, R = 2, 5, 6, 8, 2, 3
@@ -216,7 +216,7 @@ def empty_batch(s: Subject) -> None:
 
 
 def on_another_thread(s: Subject) -> None:
-    asked = vmamba.scan.dispatch.ambient()
+    asked = dispatch.ambient()
 
     def run() -> None:
         with vmamba.backend(asked):
@@ -241,7 +241,7 @@ def checkpointed(s: Subject) -> None:
 
 
 def eight_threads(s: Subject) -> None:
-    asked = vmamba.scan.dispatch.ambient()
+    asked = dispatch.ambient()
 
     def run(i: int) -> Tensor:
         with vmamba.backend(asked), torch.no_grad():
@@ -408,10 +408,12 @@ def test_a_model_built_under_another_default_dtype_has_parameters_of_that_alone(
 
 
 def test_a_fall_to_the_slow_backend_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vmamba.scan.dispatch, "_told", set())
-    call = vmamba.scan.dispatch.ScanCall("ss2d_scan", "xpu", torch.float32)
+    monkeypatch.setattr(dispatch, "_told", set())
+    call = dispatch.ScanCall("ss2d_scan", "xpu", torch.float32)
+    name = dispatch.choose_for(None, call)
     with pytest.warns(UserWarning, match=r"slow backend \"torch\" \(oflex: .*no kernel for xpu"):
-        assert vmamba.scan.dispatch.choose_for(None, call) == "torch"
+        dispatch._tell_of_fall(name, call)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert vmamba.scan.dispatch.choose_for(None, call) == "torch"
+        dispatch._tell_of_fall(name, call)
+        dispatch._tell_of_fall("oflex", call._replace(device="cuda"))  # what is not slow is not told

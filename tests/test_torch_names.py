@@ -46,7 +46,7 @@ for module, name, value in kept:
     setattr(module, name, value)
 import vmamba
 torch.manual_seed(0)
-model = vmamba.create_model("vmamba_nano", dims=[8, 16], depths=[1, 1], num_classes=3)
+model = vmamba.create_model("vmamba_nano", dims=[8, 16], depths=[1, 1], num_classes=3).eval()
 x = torch.randn(2, 3, 16, 16)
 y = model(x)
 y.sum().backward()

@@ -1,10 +1,13 @@
 """The typed configuration: canonical form, round trips, and errors that name the field and the legal values."""
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 
-from vmamba import VSSM, BackendError, ConfigError, VSSMConfig, create_model, list_models
+from vmamba import VSSM, BackendError, ConfigError, VSSMConfig, create_model, list_models, load, save_weights
+from vmamba.architecture.config import RUNTIME
 
 
 def test_values_take_their_canonical_form():
@@ -62,3 +65,23 @@ def test_a_config_and_keywords():
     assert VSSM(config).config == config
     with pytest.raises(ConfigError, match="dict"):
         VSSM({"dims": 8})
+
+
+@pytest.mark.parametrize("backend", ["mamba", "core"])
+def test_how_a_network_ran_is_not_stored_and_not_read(backend: str, tmp_path: Path) -> None:
+    options = {"dims": [8, 16], "depths": [1, 1], "num_classes": 3}
+    model = create_model("vmamba_nano", use_checkpoint=True, selective_scan_backend="torch", **options).eval()
+    x = torch.randn(1, 3, 16, 16)
+    assert not set(RUNTIME) & set(model.config.to_dict())
+    model.save_pretrained(tmp_path)
+    assert not set(RUNTIME) & set(json.loads((tmp_path / "config.json").read_text()))
+
+    # As the first version wrote them.
+    old = {**model.config.to_dict(), "selective_scan_backend": backend, "use_checkpoint": True}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    save_weights(tmp_path / "model.safetensors", model.state_dict(), {"config": json.dumps(old)})
+    for loaded in (VSSM.from_pretrained(tmp_path), load(tmp_path / "model.safetensors")):
+        assert (loaded.config.selective_scan_backend, loaded.config.use_checkpoint) == (None, False)
+        assert torch.allclose(loaded(x), model(x), atol=1e-5)
+    asked = VSSM.from_pretrained(tmp_path, selective_scan_backend="torch", use_checkpoint=True)
+    assert (asked.config.selective_scan_backend, asked.config.use_checkpoint) == ("torch", True)

@@ -17,8 +17,9 @@ from rich.console import Console
 from torch import Tensor
 
 from vmamba.bench.backends import check as backends_check
+from vmamba.bench.backends import report as backends_report
 from vmamba.bench.backends.check import Check, run_checks
-from vmamba.bench.backends.report import Device, Report, backends_report, render, run_backends
+from vmamba.bench.backends.report import Device, Report, render, run_backends
 from vmamba.errors import OutputError
 from vmamba.kernels.interface import Obstacle, ScanRun, record
 from vmamba.scan import selective_scan_reference

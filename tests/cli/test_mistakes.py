@@ -143,11 +143,6 @@ def place(tmp_path: Path, colour_run: Path, colour_images: Path, monkeypatch: py
     meta = weight_metadata(trained.name, trained.model, trained.task)
     for change in (missing_key, extra_key):
         save_trained(Path(f"{change.__name__}.safetensors"), change(trained.model.state_dict()), meta)
-    core = {
-        **meta,
-        "config": meta["config"].replace('"selective_scan_backend": null', '"selective_scan_backend": "core"'),
-    }
-    save_trained(Path("core.safetensors"), trained.model.state_dict(), core)
 
     Path("syntax.yaml").write_text("epochs: [1\n")
     Path("unknown.yaml").write_text("epochs: 1\ndata: {datset: digits}\n")
@@ -183,7 +178,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "unknown model in the table": ("models vmmba_nano", r"matches 'vmmba_nano'; did you mean 'vmamba_nano'"),
     "unknown option of the model": (f"{TRAIN} --model_options.d_state 1", r"'d_state'.*did you mean 'ssm_d_state'"),
     "core": (f"{TRAIN} --selective_scan_backend core", r'"core" was removed.*"oflex".*"mamba".*vmamba migrate'),
-    "core in a weight file": ("predict images --weights core.safetensors", r'"core" was removed'),
     "unknown backend": (f"{TRAIN} --selective_scan_backend oflx", r"'oflx' is not a scan.*did you mean 'oflex'"),
     "unavailable backend": (f"{TRAIN} --selective_scan_backend mamba", r'"mamba" cannot run ss2d_scan on cpu.*torch'),
     "image smaller than a patch": (f"{TRAIN} --data.image_size 2", r"image_size=2.*2×2 pixels.*smaller than a patch"),

@@ -500,12 +500,12 @@ def test_by_hand_is_printed_with_file_and_line_and_is_no_failure(tmp_path: Path)
 def patched(old: str, diff: str) -> str:
     """Apply a unified diff; every line that it shows must be there, at the place that it says."""
     lines, out, at = re.split(r"(?<=\n)", old), [], 0
-    header, *hunks = re.split(r"(?m)^(?=vmamba. )", diff)
+    header, *hunks = re.split(r"(?m)^(?=@@ )", diff)
     assert header == "--- f.py\n+++ f.py\n"
     for hunk in hunks:
         ended = hunk.replace("\n\\ No newline at end of file\n", "\0")
         head, *body = (line.rstrip("\0") for line in re.split(r"(?<=[\n\0])", ended))
-        match = re.fullmatch(r"vmamba. -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? vmamba.\n", head)
+        match = re.fullmatch(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@\n", head)
         assert match
         out += lines[at : int(match[1]) - 1]
         at = int(match[1]) - 1

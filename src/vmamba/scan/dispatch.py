@@ -85,7 +85,10 @@ LEGAL = "[" + ", ".join(["None", *(f'"{name}"' for name in BACKENDS)]) + "]"
 
 _ambient: ContextVar[str | None] = ContextVar("vmamba_backend", default=None)
 _stand_ins: ContextVar[Mapping[str, Any]] = ContextVar("vmamba_stand_ins", default={})  # noqa: B039 — never changed
-_told: set[tuple[str, str]] = set()  # falls to the slow backend that a warning has named
+# The same for compilers, of which not all can read a ContextVar: they watch these and compile anew for another value.
+_ambient_traced: str | None = None
+_stand_ins_traced: Mapping[str, Any] = {}
+_told: set[str] = set()  # device types whose fall to the slow backend a warning has named
 
 
 def check_name(name: object, source: str = "selective_scan_backend") -> str | None:
@@ -119,16 +122,20 @@ def backend(name: str | None) -> Iterator[None]:
     Raises:
         BackendError: ``name`` is not one of ``None, "oflex", "mamba", "torch"``.
     """
-    token = _ambient.set(check_name(name, "vmamba.backend"))
+    global _ambient_traced
+    token, before = _ambient.set(check_name(name, "vmamba.backend")), _ambient_traced
+    _ambient_traced = name
     try:
         yield
     finally:
         _ambient.reset(token)
+        _ambient_traced = before
 
 
 def ambient(default: str | None = None) -> str | None:
     """The backend asked for by the ``with`` block or else the environment, or else ``default`` (a model's own)."""
-    return _ambient.get() or _from_environment() or default
+    asked = _ambient_traced if torch.compiler.is_compiling() else _ambient.get()
+    return asked or _from_environment() or default
 
 
 @_torch.constant_in_graphs
@@ -146,16 +153,20 @@ def operators(name: str | None, op: Operator, t: torch.Tensor, states: int, *ten
         states: ``n``.
         *tensors: the call's others, of which one may ask for gradients.
 
+    Where None falls to the slow backend on an accelerator, a warning says once why.
+
     Raises:
-        BackendError: as `choose`.
+        BackendError: as `choose_for`.
     """
     name = ambient() if name is None else name
     if torch.compiler.is_compiling():
         chosen = choose(name, op, t.device.type, t.dtype)  # sizes may be open
-    else:
-        gradients = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (t, *tensors))
-        call = ScanCall(op, t.device.type, t.dtype, states, t.numel(), gradients, _torch.is_transformed())
-        chosen = choose_for(name, call)
+        return _stand_ins_traced.get(chosen) or BACKENDS[chosen].operators
+    gradients = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (t, *tensors))
+    call = ScanCall(op, t.device.type, t.dtype, states, t.numel(), gradients, _torch.is_transformed())
+    chosen = choose_for(name, call)
+    if name is None and call.device not in ("cpu", "meta"):
+        _tell_of_fall(chosen, call)
     return _stand_ins.get().get(chosen) or BACKENDS[chosen].operators
 
 
@@ -167,8 +178,6 @@ def choose(name: str | None, op: Operator, device: str, dtype: torch.dtype) -> s
 
 def choose_for(name: str | None, call: ScanCall) -> str:
     """Return the name of the backend that runs this call: ``name`` itself, or for None the best that can.
-
-    Where None falls to the slow backend on an accelerator, a warning says once why.
 
     Raises:
         BackendError: the name is unknown, or the named backend cannot run the call; says why and the mend.
@@ -183,24 +192,20 @@ def choose_for(name: str | None, call: ScanCall) -> str:
             f'selective_scan_backend="{name}" cannot run {where}: {obstacle.reason}. '
             f"{obstacle.mend[:1].upper()}{obstacle.mend[1:]}; or use one that can run this call here: {[None, *able]}"
         )
-    passed: list[str] = []
     for candidate in BACKENDS.values():
-        obstacle = candidate.obstacle(call)
-        if obstacle is None:
-            if "*" in candidate.kernels and passed:
-                _tell_of_fall(candidate.name, call, passed)
+        if candidate.obstacle(call) is None:
             return candidate.name
-        passed.append(f"{candidate.name}: {obstacle}")
     raise BackendError(f"no scan backend can run {where}")
 
 
-def _tell_of_fall(name: str, call: ScanCall, passed: list[str]) -> None:
-    """Warn once a device that scans there run on plain operations, which are slow, and why nothing better does."""
-    if call.device in ("cpu", "meta") or call.transformed or (call.device, name) in _told:
+def _tell_of_fall(name: str, call: ScanCall) -> None:
+    """Warn once a device that its scans run on plain operations, which are slow there, and why nothing better does."""
+    if "*" not in BACKENDS[name].kernels or call.transformed or call.device in _told:
         return
-    _told.add((call.device, name))
+    _told.add(call.device)
+    reasons = [f"{other}: {row.obstacle(call)}" for other, row in BACKENDS.items() if other != name]
     warnings.warn(
-        f'scans on {call.device} run on the slow backend "{name}" ({"; ".join(passed)}); `vmamba backends` says more. '
+        f'scans on {call.device} run on the slow backend "{name}" ({"; ".join(reasons)}); `vmamba backends` says more. '
         f'selective_scan_backend="{name}" silences this',
         stacklevel=4,
     )
@@ -209,8 +214,12 @@ def _tell_of_fall(name: str, call: ScanCall, passed: list[str]) -> None:
 @contextmanager
 def stand_in(name: str, module: Any) -> Iterator[None]:
     """Inside the ``with`` block let ``module`` do the work of backend ``name``, as exporters need."""
-    token = _stand_ins.set({**_stand_ins.get(), name: module})
+    global _stand_ins_traced
+    before = _stand_ins.get()
+    _stand_ins_traced = {**before, name: module}
+    token = _stand_ins.set(_stand_ins_traced)
     try:
         yield
     finally:
         _stand_ins.reset(token)
+        _stand_ins_traced = before
