@@ -52,19 +52,22 @@ def _checked(kernels: _Kernels, maps: Sequence[Tensor], parameters: Sequence[Ten
 
     For whoever calls the operators by hand; `vmamba.scan`'s own functions have looked already.
     """
-    device = maps[0].device
-    for t in (*maps, *(p for p in parameters if p is not None)):
-        if t.device != device or t.layout != torch.strided or not _torch.has_memory(t):
-            raise InputError(
-                f"the scan's kernels take dense tensors on one device, given a {t.layout} tensor on {t.device} beside "
-                f"one on {device}; convert it with .to() or .to_dense()"
-            )
-    types, full = {t.dtype for t in maps}, {p.dtype for p in parameters if p is not None}
-    if not types <= kernels.dtypes or not full <= {torch.float32}:
-        given = ", ".join(sorted(str(one).removeprefix("torch.") for one in types | full))
-        raise BackendError(
-            f"the scan's kernels take parameters in float32 and the rest in 16 or 32 bits, given {given}"
+    device, strided, full = maps[0].device, torch.strided, torch.float32
+    for t in maps:
+        if t.dtype not in kernels.dtypes or t.device != device or t.layout != strided or not _torch.has_memory(t):
+            raise _refusal(t, device)
+    for p in parameters:
+        if p is not None and (p.dtype != full or p.device != device or p.layout != strided or not _torch.has_memory(p)):
+            raise _refusal(p, device)
+
+
+def _refusal(t: Tensor, device: torch.device) -> InputError | BackendError:
+    if t.device != device or t.layout != torch.strided or not _torch.has_memory(t):
+        return InputError(
+            f"the scan's kernels take dense tensors on one device, given a {t.layout} tensor on {t.device} beside one "
+            f"on {device}; convert it with .to() or .to_dense()"
         )
+    return BackendError(f"the scan's kernels take parameters in float32, the rest in 16 or 32 bits, given {t.dtype}")
 
 
 def _workspace(like: Tensor) -> Callable[[int], Tensor]:
@@ -78,11 +81,16 @@ def _states(like: Tensor, shape: Sequence[int]) -> Tensor:
     return saved
 
 
-def _like(inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+def _dense(like: Tensor, dtype: torch.dtype | None = torch.float32) -> Tensor:
+    """Contiguous memory in the shape and on the device of ``like``; in its dtype where None is given."""
+    return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def _like(inputs: Sequence[Tensor | None], dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
     """Memory for the gradient of each input, empty where there is none."""
     first = inputs[0]
     assert first is not None
-    return tuple(first.new_empty(0) if t is None else t.new_empty(t.shape) for t in inputs)
+    return tuple(first.new_empty(0) if t is None else _dense(t, dtype) for t in inputs)
 
 
 def _given(gradients: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
@@ -109,7 +117,7 @@ def _selective_scan_kernel(
 ) -> tuple[Tensor, Tensor | None]:
     """Return ``y``, and the states that backward starts from if asked to save. A, D, delta_bias: float32."""
     scan, detail = _kernels(u).selective_scan, ""
-    y = u.new_empty(u.shape, dtype=torch.float32)
+    y = _dense(u)
     saved = _states(u, scan.saved_shape(u, A)) if save else None
     if y.numel():
         detail = scan.forward(u, delta, A, B, C, D, delta_bias, delta_softplus, y, saved, _workspace(u))
@@ -137,7 +145,7 @@ def _selective_scan(
 @_selective_scan.register_fake
 def _(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     shape = _kernels(u).selective_scan.saved_shape(u, A) if others[-1] else (0,)
-    return u.new_empty(u.shape, dtype=torch.float32), u.new_empty(shape, dtype=torch.float32)
+    return _dense(u), u.new_empty(shape, dtype=torch.float32)
 
 
 @torch.library.custom_op("vmamba::selective_scan_backward", mutates_args=())
@@ -202,7 +210,7 @@ def _ss2d_scan_kernel(
 ) -> tuple[Tensor, Tensor | None]:
     """Return ``y``, and the states that backward starts from if asked to save. Parameters are float32."""
     scan, detail = _kernels(x).ss2d_scan, ""
-    y = x.new_empty(x.shape, dtype=torch.float32)
+    y = _dense(x)
     saved = _states(x, scan.saved_shape(x, A)) if save else None
     if y.numel():
         detail = scan.forward(x, x_dbl, dt_weight, dt_bias, A, D, readings, delta_softplus, y, saved, _workspace(x))
@@ -232,7 +240,7 @@ def _(
     x: Tensor, x_dbl: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor]:
     shape = _kernels(x).ss2d_scan.saved_shape(x, A) if others[-1] else (0,)
-    return x.new_empty(x.shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
+    return _dense(x), x.new_empty(shape, dtype=torch.float32)
 
 
 @torch.library.custom_op("vmamba::ss2d_scan_backward", mutates_args=())
@@ -253,7 +261,7 @@ def _ss2d_scan_backward(
     _checked(kernels, (x, x_dbl), (dt_weight, dt_bias, A, D, saved, dy))
     if not x.numel():
         return tuple(g.zero_() for g in _like(inputs))  # type: ignore[return-value]
-    gradients = tuple(x.new_empty((0,) if t is None else t.shape, dtype=torch.float32) for t in inputs)
+    gradients = _like(inputs, torch.float32)
     given = _given(gradients, inputs)
     kernels.ss2d_scan.backward(dy.contiguous(), saved, *inputs, readings, delta_softplus, given, _workspace(x))
     dx, dx_dbl, *of_parameters = gradients
@@ -305,6 +313,8 @@ def _differentiable(name: str, forward: Any, backward: Any, tensors: int) -> Non
     ``save``.
     """
 
+    run_backward = getattr(torch.ops.vmamba, f"{name}_backward").default
+
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         if not inputs[-1]:
             raise BackendError(f"vmamba::{name} was called with save=False and needs gradients; pass save=True")
@@ -314,7 +324,7 @@ def _differentiable(name: str, forward: Any, backward: Any, tensors: int) -> Non
 
     def gradients(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         saved, *inputs = ctx.saved_tensors
-        found = getattr(torch.ops.vmamba, f"{name}_backward")(dy, saved, *inputs, *ctx.options)
+        found = run_backward(dy, saved, *inputs, *ctx.options)
         return *_given(found, inputs), *(None for _ in ctx.options), None
 
     forward.register_autograd(gradients, setup_context=setup_context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -158,25 +159,14 @@ class _Inputs:
         readings: Sequence[int],
         delta_softplus: bool,
     ) -> None:
-        self.batch, height, width, self.channels = x.shape
+        self.batch, _, _, self.channels = x.shape
         self.rank, self.states = dt_weight.shape[2], A.shape[1]
         self.columns = self.rank + 2 * self.states
         self.threads = torch.get_num_threads()
         pixels, columns = _by_pixel(x), _by_pixel(x_dbl)
         parameters = [None if t is None else t.contiguous() for t in (dt_weight, dt_bias, A, D)]
         self.tensors = (pixels, columns, *parameters)
-        self.shape: ctypes.Structure = struct(
-            "Ss2dShape",
-            batch=self.batch,
-            height=height,
-            width=width,
-            channels=self.channels,
-            rank=self.rank,
-            states=self.states,
-            reading=tuple(readings),
-            softplus=delta_softplus,
-            threads=self.threads,
-        )
+        self.shape = _shape(*x.shape, self.rank, self.states, tuple(readings), delta_softplus, self.threads)
         step_weight, step_bias, decay, skip = map(pointer, parameters)
         self.inputs = struct(
             "Ss2dInputs",
@@ -187,6 +177,33 @@ class _Inputs:
             A=decay,
             D=skip,
         )
+
+
+@functools.lru_cache(64)
+def _shape(
+    batch: int,
+    height: int,
+    width: int,
+    channels: int,
+    rank: int,
+    states: int,
+    reading: tuple[int, ...],
+    softplus: bool,
+    threads: int,
+) -> ctypes.Structure:
+    """The sizes of a call; kept, since a network makes the same call over and over."""
+    return struct(
+        "Ss2dShape",
+        batch=batch,
+        height=height,
+        width=width,
+        channels=channels,
+        rank=rank,
+        states=states,
+        reading=reading,
+        softplus=softplus,
+        threads=threads,
+    )
 
 
 def _by_pixel(t: Tensor) -> Tensor:
