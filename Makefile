@@ -13,10 +13,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 WORKERS ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types native bench sanitize clean
+.PHONY: help demo test test-torch lint format types native bench sanitize clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/native.stamp ## Train on digits, evaluate, predict; writes demo/ (a few minutes)
 	$(BIN)/vmamba demo
@@ -26,6 +26,12 @@ test: $(VENV)/native.stamp ## Lint, format check, types, layering, tests
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -rs -n $(WORKERS) --maxprocesses 4 --dist worksteal tests
+
+# The oldest torch that is declared runs what must work with every one, the others everything.
+OLDEST := 2.6.0
+EVERY_TORCH := tests/test_every_torch.py tests/test_surroundings.py tests/models/test_parity.py tests/scan/test_parity.py
+test-torch: ## Test with another torch: make test-torch VERSION=2.11.0 [TESTS=tests/scan] (VERSION=2.6.0: what must work)
+	tools/test_torch.sh $(or $(VERSION),$(OLDEST)) $(or $(TESTS),$(if $(filter $(OLDEST),$(or $(VERSION),$(OLDEST))),$(EVERY_TORCH),tests))
 
 lint: $(VENV)/native.stamp ## Lint and format check only
 	$(BIN)/ruff check
