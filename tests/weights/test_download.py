@@ -493,7 +493,7 @@ def test_a_shared_cache_that_cannot_be_written_can_be_read(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr("os.open", refuse)
     assert get(server, place) == place
     assert left(place) == {"weights.bin"}
 
