@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import threading
 from typing import Any
 
 import torch
@@ -57,12 +58,14 @@ def pointer(t: torch.Tensor | None) -> int | None:
 
 
 _types: dict[str, tuple[type[ctypes.Structure], frozenset[str]]] = {}  # filled at the first use
+_lock = threading.Lock()
 
 
 def _known(name: str) -> tuple[type[ctypes.Structure], frozenset[str]]:
     """A struct and its fields' names, when there has been none of its kind before."""
-    if not _types:
-        _types.update(_struct_types())
+    with _lock:  # two threads must not make two types of one struct
+        if not _types:
+            _types.update(_struct_types())
     if name not in _types:
         raise library.other_sources(f"there is no {name}")
     return _types[name]
