@@ -1,0 +1,141 @@
+"""How a scan is cut into programs: fixed by its sizes and the number of multiprocessors, never by timing.
+
+So a configuration's results are the same bits in every run and every process, a CUDA graph can be captured after one
+call, and nothing is tried out on the first batch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from vmamba.errors import BackendError
+
+_PROGRAMS_PER_SM = 16  # of one warp each: enough of them hide the latency of memory
+_LEAST_PLACES = 49  # of a chunk: shorter ones cost more in aggregates than they win
+_INT32 = 2**31
+
+
+class Walk(NamedTuple):
+    """The way of a direction through the pixels: place t is pixel ``base + t·stride + (t // inner)·jump``.
+
+    The division is a product: ``t // inner = (t·mul >> 32) >> shift`` for every t below 2³¹.
+    """
+
+    base: int
+    mul: int
+    shift: int
+    stride: int
+    jump: int
+
+
+def walk(reading: int, height: int, width: int) -> Walk:
+    """The walk of a reading (see `vmamba.scan.orders.readings_of`) over a map of this size."""
+    by_column, flip_h, flip_w = reading & 1, reading & 2, reading & 4
+    base = (height - 1) * width * bool(flip_h) + (width - 1) * bool(flip_w)
+    down, right = (-width if flip_h else width), (-1 if flip_w else 1)
+    inner, stride, outer = (height, down, right) if by_column else (width, right, down)
+    if outer == stride * inner or inner == height * width:  # one line
+        return Walk(base, 0, 0, stride, 0)
+    if inner == 1:
+        return Walk(base, 0, 0, outer, 0)
+    bits = (inner - 1).bit_length()
+    mul = 2 ** (31 + bits) // inner + 1
+    return Walk(base, mul - 2**32 if mul >= _INT32 else mul, bits - 1, stride, outer - stride * inner)
+
+
+class Pairs(NamedTuple):
+    """Four directions as two pairs that walk the same way, 0 with 2 and 1 with 3, the second forth or back."""
+
+    walks: tuple[Walk, Walk]
+    backwards: int  # bit k: direction k runs its pair's walk backwards
+
+
+def pairs(readings: Sequence[int], height: int, width: int) -> Pairs:
+    """Pair the directions of a scan mode.
+
+    Raises:
+        BackendError: directions 0 and 2, or 1 and 3, are neither the same nor each other's reverse.
+    """
+    backwards = 0
+    for k in (2, 3):
+        turned = readings[k] ^ readings[k - 2]
+        if turned not in (0, 6):
+            raise BackendError(
+                f"the GPU kernels pair direction {k} with {k - 2}, which must be the same or its reverse, given "
+                f'readings {tuple(readings)}; use backend="torch"'
+            )
+        backwards |= (turned == 6) << k
+    return Pairs((walk(readings[0], height, width), walk(readings[1], height, width)), backwards)
+
+
+class Tile(NamedTuple):
+    """How a kernel cuts channels, places and states.
+
+    Attributes:
+        lanes: channels of one lane (V); a block has ``32·V``.
+        rows: places of a tile (BT), of which a lane holds all.
+        states: states that one pass computes (NB).
+    """
+
+    lanes: int
+    rows: int
+    states: int
+
+    @property
+    def block(self) -> int:
+        """Channels of a program (BC)."""
+        return 32 * self.lanes
+
+
+class Plan(NamedTuple):
+    """The constants of a call's kernels.
+
+    Attributes:
+        forward, backward: tiles of the two ways.
+        group: places between two states kept for backward.
+        chunk, chunks: places of a chunk, and how many there are (S).
+    """
+
+    forward: Tile
+    backward: Tile
+    group: int
+    chunk: int
+    chunks: int
+
+
+def group_of(states: int) -> int:
+    """Places between two states kept for backward: a tile's for one state, more where states are many."""
+    return 16 if states == 1 else 64
+
+
+@functools.lru_cache(1024)
+def plan(images: int, directions: int, length: int, channels: int, states: int, processors: int) -> Plan:
+    """Cut ``images × directions`` walks over ``length`` places of ``channels`` into programs.
+
+    Args:
+        directions: that programs of one launch work on side by side.
+        processors: multiprocessors of the device.
+    """
+    lanes = 2 if channels % 64 == 0 else 1
+    padded = 1 << (states - 1).bit_length()
+    forward = Tile(lanes, 16 // lanes, min(16, padded))
+    # Backward holds many more numbers of each row, and multiplies matrices over the rows, at least 16 of them.
+    backward = Tile(1, 16, min(4, padded))
+    group = group_of(states)
+    tasks = images * directions * -(-channels // forward.block)
+    chunks = 1
+    while tasks * chunks < _PROGRAMS_PER_SM * processors and length >= 2 * chunks * _LEAST_PLACES:
+        chunks *= 2
+    chunk = -(-(-(-length // chunks)) // group) * group
+    return Plan(forward, backward, group, chunk, -(-length // chunk))
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """The multiprocessors of a GPU. Elsewhere the kernels are only interpreted: there are 2."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+

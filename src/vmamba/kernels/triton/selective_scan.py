@@ -1,0 +1,122 @@
+"""The selective scan on a GPU: every direction has its own channels and its own step, and time lies along memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from vmamba.kernels.triton.launch import Scan
+from vmamba.kernels.triton.plan import Pairs, Walk, group_of
+
+#: Makes a float32 workspace of so many elements.
+Workspace = Callable[[int], Tensor]
+
+_ONWARD = Pairs((Walk(0, 0, 0, 1, 0), Walk(0, 0, 0, 1, 0)), backwards=0)
+
+
+def saved_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
+    """Where the kernels keep states for backward: before every group of steps, ``(groups + 1, b, k, n, d)``.
+
+    There is room for one more, so that no size is 1, for which compilers make graphs of their own.
+    """
+    return (u.shape[2] - 1) // group_of(A.shape[1]) + 2, u.shape[0], A.shape[1], u.shape[1]
+
+
+def _by_place(t: Tensor, directions: int) -> Tensor:
+    """View ``(b, k·d, l)`` as ``(b, k, l, d)``."""
+    return t.unflatten(1, (directions, -1)).transpose(2, 3)
+
+
+def _scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> Scan:
+    directions = B.shape[1]
+    return Scan(
+        _by_place(u, directions),
+        _by_place(delta, directions),
+        None,
+        delta_bias,
+        A,
+        B.transpose(2, 3),
+        C.transpose(2, 3),
+        D,
+        _ONWARD,
+        delta_softplus,
+    )
+
+
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    y: Tensor,
+    saved: Tensor | None,
+    workspace: Workspace,
+) -> str:
+    """Fill ``y (b, k·d, l)``, float32, and the states that backward starts from; not for empty tensors.
+
+    Args:
+        u, delta, A, B, C, D, delta_bias, delta_softplus: as of `vmamba.scan.selective_scan`; ``A``, ``D`` and
+            ``delta_bias`` float32.
+        y: contiguous.
+        saved: of `saved_shape`, contiguous, or None where nothing is to be kept.
+        workspace: makes memory for this call.
+
+    Returns:
+        what ran.
+    """
+    scan = _scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    return scan.forward(_by_place(y, B.shape[1]), saved, workspace)
+
+
+def backward(
+    dy: Tensor,
+    saved: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    gradients: Sequence[Tensor | None],
+    workspace: Workspace,
+) -> None:
+    """Fill the gradients of the inputs; other arguments as `forward`'s.
+
+    Args:
+        dy: ``(b, k·d, l)``, in any layout.
+        gradients: of u, delta, A, B, C, D, delta_bias, contiguous, in their shapes and dtypes; None where those are.
+    """
+    du, ddelta, dA, dB, dC, dD, ddelta_bias = gradients
+    assert du is not None
+    assert ddelta is not None
+    assert dB is not None
+    assert dC is not None
+    states, directions = A.shape[1], B.shape[1]
+    scan = _scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    # Gradients to which every block of states adds are added up in float32.
+    several = states > scan.plan.backward.states
+    sums = [_by_place(workspace(t.numel()).view(t.shape) if several else t, directions) for t in (du, ddelta)]
+    found = scan.backward(_by_place(dy, directions), saved, sums[0], sums[1], workspace)
+    if several:
+        for gradient, total in zip((du, ddelta), sums, strict=True):
+            _by_place(gradient, directions).copy_(total)
+    of_B, of_C = found.columns.sum(0).split(states, dim=3)  # (b, l, k, n)
+    dB.copy_(of_B.permute(0, 2, 3, 1))
+    dC.copy_(of_C.permute(0, 2, 3, 1))
+    found.fill(None, ddelta_bias, dA, dD)

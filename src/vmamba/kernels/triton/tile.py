@@ -1,0 +1,258 @@
+"""What the scan's Triton kernels are made of: walks over the map, tiles of steps, and the recurrence along a tile's rows.
+
+A tile is ``[BT, BC]``: BT consecutive places of a walk, BC = 32·V channels. One warp holds it, each lane V channels of
+all rows, so that the recurrence over rows needs no exchange between lanes. Rows are taken out of a tile by halving it
+again and again, which costs nothing: they are different registers of the same lane.
+
+The kernels use exp2 and multiply-adds only, which also the interpreter (``TRITON_INTERPRET=1``) has.
+"""
+
+# mypy: disallow-untyped-defs=false
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import triton
+import triton.language as tl
+
+_LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+def kernel(function: Callable[..., None]) -> Any:
+    """Compile ``function`` for its constants and dtypes only: sizes, strides and alignments make no new kernels."""
+    parameters = inspect.signature(function).parameters.values()
+    arguments = [one.name for one in parameters if "constexpr" not in str(one.annotation)]
+    return triton.jit(function, do_not_specialize=arguments)
+
+
+@triton.jit
+def way_of(k, backwards, t0, count, base0, mul0, shift0, stride0, jump0, base1, mul1, shift1, stride1, jump1):
+    """How direction ``k`` goes through a chunk of ``count`` places from ``t0``: its walk, first place, sign, count."""
+    second = k % 2 != 0
+    base, mul, shift = tl.where(second, base1, base0), tl.where(second, mul1, mul0), tl.where(second, shift1, shift0)
+    stride, jump = tl.where(second, stride1, stride0), tl.where(second, jump1, jump0)
+    reverse = (backwards >> k) & 1
+    return base, mul, shift, stride, jump, t0 + reverse * (count - 1), 1 - 2 * reverse, count
+
+
+@triton.jit
+def place(way, i):
+    """The pixel of the i-th place of a chunk: ``base + t·stride + (t // inner)·jump``, the division by a product."""
+    t = way[5] + way[6] * i
+    line = tl.umulhi(t.to(tl.uint32), way[1].to(tl.uint32)) >> way[2].to(tl.uint32)
+    return way[0] + t * way[3] + line.to(tl.int32) * way[4]
+
+
+@triton.jit
+def at_pixels(pointer, pixel, BYTES: tl.constexpr):
+    """``pointer`` moved by whole pixels, in one instruction: a 64-bit sum with the product of 32-bit numbers.
+
+    Only a constant number of bytes lets LLVM see that the product is such a one.
+    """
+    size: tl.constexpr = pointer.dtype.scalar
+    moved = pointer.to(tl.pointer_type(tl.int8), bitcast=True) + pixel.to(tl.int64) * BYTES
+    return moved.to(size, bitcast=True)
+
+
+@triton.jit
+def cells(pointer, pixel, BYTES: tl.constexpr, c, channel_stride, V: tl.constexpr, DENSE: tl.constexpr):
+    """The addresses of a tile. Where channels are neighbours each lane moves its V at once."""
+    if DENSE:
+        addresses = at_pixels((pointer + c)[None, :], pixel[:, None], BYTES)
+        # The divisibility says how much a lane takes: no more than V, or a lane would hold some of the rows only.
+        size: tl.constexpr = pointer.dtype.element_ty.primitive_bitwidth // 8 * V
+        return tl.max_contiguous(tl.multiple_of(addresses, [size, size]), [1, V])
+    return at_pixels((pointer + c.to(tl.int64) * channel_stride)[None, :], pixel[:, None], BYTES)
+
+
+@triton.jit
+def load_tile(addresses, valid, inside, EDGE: tl.constexpr, TAIL: tl.constexpr):
+    """A tile in float32, zero outside the chunk (TAIL) and beyond the last channel (EDGE)."""
+    if TAIL and EDGE:
+        found = tl.load(addresses, valid[:, None] & inside[None, :], 0.0)
+    elif TAIL:
+        found = tl.load(addresses, valid[:, None] & (inside[None, :] | True), 0.0)
+    elif EDGE:
+        found = tl.load(addresses, (valid[:, None] | True) & inside[None, :], 0.0)
+    else:
+        found = tl.load(addresses)
+    return found.to(tl.float32)
+
+
+@triton.jit
+def store_tile(addresses, found, valid, inside, EDGE: tl.constexpr, TAIL: tl.constexpr):
+    """Write a tile in the memory's own dtype."""
+    found = found.to(addresses.dtype.element_ty)
+    if TAIL and EDGE:
+        tl.store(addresses, found, valid[:, None] & inside[None, :])
+    elif TAIL:
+        tl.store(addresses, found, valid[:, None] & (inside[None, :] | True))
+    elif EDGE:
+        tl.store(addresses, found, (valid[:, None] | True) & inside[None, :])
+    else:
+        tl.store(addresses, found)
+
+
+@triton.jit
+def load_row(addresses, valid, TAIL: tl.constexpr):
+    """One number for each row of a tile, float32."""
+    found = tl.load(addresses, valid, 0.0) if TAIL else tl.load(addresses)
+    return found.to(tl.float32)
+
+
+@triton.jit
+def softplus(p):
+    """``log(1 + exp(p))`` and ``exp(-|p|)``.
+
+    log1p(e) as e times a polynomial of degree 7 (relative error 4e-7 on [0, 1]): ``log(1 + e)`` in float32 would lose
+    the small steps, and a library logarithm costs three times as much.
+    """
+    e = tl.exp2(tl.abs(p) * -_LOG2E)
+    series = e * -0.008539202623069286 + 0.04408961907029152
+    series = series * e - 0.10768170654773712
+    series = series * e + 0.17745241522789001
+    series = series * e - 0.24495463073253632
+    series = series * e + 0.33275479078292847
+    series = series * e - 0.4999740421772003
+    series = series * e + 0.9999998211860657
+    return tl.maximum(p, 0.0) + e * series, e
+
+
+@triton.jit
+def split_weight(weight, HALF: tl.constexpr, dtype: tl.constexpr):
+    """The weight as a sum of two 16-bit ones for products with 16-bit inputs, exact to 16 bits; else as it is."""
+    if HALF:
+        high = weight.to(dtype)
+        low = (weight - high.to(tl.float32)).to(dtype)
+    else:
+        high, low = weight, weight
+    return high, low
+
+
+@triton.jit
+def steps(s, s_channel, high, low, bias, pixel, c, valid, inside, S_BYTES: tl.constexpr, R: tl.constexpr,
+          HALF: tl.constexpr, SOFTPLUS: tl.constexpr, EDGE: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
+    """The steps δ of a tile, ``p`` before softplus, and ``exp(-|p|)``. Rows outside the chunk have step 0: they decay
+    nothing and add nothing.
+
+    With R > 0 ``s`` holds the low-rank steps of each place, and the weight ``[BC, RP]``, as `split_weight` has it,
+    projects them; with R = 0 it holds p without its bias.
+    """
+    if R > 0:
+        # Channels are the product's rows, of which the matrix unit takes 16 at a time, places its columns: 8.
+        low_rank = low_rank_at(s, pixel, valid, high.shape[1], S_BYTES, R, TAIL)
+        if HALF:
+            p = tl.dot(low, low_rank, tl.dot(high, low_rank))
+        else:
+            p = tl.dot(high, low_rank.to(tl.float32), input_precision="tf32x3")
+        p = tl.trans(p) + bias[None, :]
+    else:
+        p = load_tile(cells(s, pixel, S_BYTES, c, s_channel, 1, False), valid, inside, EDGE, TAIL) + bias[None, :]
+    if SOFTPLUS:
+        step, e = softplus(p)
+    else:
+        step, e = p, p
+    if TAIL:
+        step = tl.where(valid[:, None], step, 0.0)
+    return step, p, e
+
+
+@triton.jit
+def low_rank_at(s, pixel, valid, RP: tl.constexpr, S_BYTES: tl.constexpr, R: tl.constexpr, TAIL: tl.constexpr):
+    """The low-rank steps of a tile, ``[RP, BT]``, zero below R."""
+    r = tl.arange(0, RP)[:, None]
+    mask = (r < R) & (valid[None, :] | (not TAIL))
+    return tl.load(at_pixels(s + r, pixel[None, :], S_BYTES), mask, 0.0)
+
+
+@triton.jit
+def halve(x, n: tl.constexpr, BC: tl.constexpr):
+    """The upper and the lower half of the n rows of a tile."""
+    return tl.split(tl.permute(tl.reshape(x, [2, n // 2, BC]), [1, 2, 0]))
+
+
+@triton.jit
+def glue(upper, lower, n: tl.constexpr, BC: tl.constexpr):
+    """The inverse of `halve`."""
+    return tl.reshape(tl.permute(tl.join(upper, lower), [2, 0, 1]), [n, BC])
+
+
+@triton.jit
+def states_at(pointer, state_stride, way, i, n_inside, BYTES: tl.constexpr, TIGHT: tl.constexpr, MASKED: tl.constexpr,
+              NB: tl.constexpr):  # fmt: skip
+    """B or C of the NB states at the i-th place of a chunk, as a column ``[NB, 1]``.
+
+    TIGHT is 0 where states are apart, else how many of them may be loaded at once.
+    """
+    n = tl.arange(0, NB)
+    # First the place, then the states: so all loads share one address and differ by constants.
+    addresses = at_pixels(pointer, place(way, tl.minimum(i, way[7] - 1)), BYTES)
+    if TIGHT:
+        size: tl.constexpr = pointer.dtype.element_ty.primitive_bitwidth // 8 * TIGHT
+        addresses = tl.multiple_of(addresses + n, size)
+    else:
+        addresses = addresses + n * state_stride
+    found = tl.load(addresses, n_inside, 0.0) if MASKED else tl.load(addresses)
+    return found.to(tl.float32)[:, None]
+
+
+@triton.jit
+def weigh(weights, h, total, n: tl.constexpr, BC: tl.constexpr):
+    """``total + Σ weights·h`` over n rows, as a chain of multiply-adds: a tree would need sums besides."""
+    if n == 1:
+        total = weights * h + total
+    else:
+        w0, w1 = halve(weights, n, 1)
+        h0, h1 = halve(h, n, BC)
+        total = weigh(w1, h1, weigh(w0, h0, total, n // 2, BC), n // 2, BC)
+    return total
+
+
+@triton.jit
+def advance(step, v, h, a, B, C, B_state, C_state, way, i, n_inside, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr,
+            TIGHT: tl.constexpr, ROWS: tl.constexpr, NB: tl.constexpr, BC: tl.constexpr, ADJOINT: tl.constexpr,
+            OUT: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """Run the recurrence along a tile's rows: ``h = 2^(step·a)·h + v``; return h and what each row gives to y.
+
+    With one state (NB = 1) v has B in it already and the rows are the states themselves. With more, h is ``[NB, BC]``,
+    B and C come from memory row by row, and a row is ``Σ C·h``. ADJOINT runs ``h = 2^(step·a)·(h + v)``.
+    """
+    if ROWS == 1:
+        decay = tl.exp2(step * a)
+        if NB > 1:
+            v = v * states_at(B, B_state, way, i, n_inside, B_BYTES, TIGHT, MASKED, NB)
+        if ADJOINT:
+            h = decay * (h + v)
+        else:
+            h = decay * h + v
+        found = h
+        if OUT and NB > 1:
+            C_n = states_at(C, C_state, way, i, n_inside, C_BYTES, TIGHT, MASKED, NB)
+            found = weigh(C_n, h, 0.0, NB, BC)
+    else:
+        HALF: tl.constexpr = ROWS // 2
+        step0, step1 = halve(step, ROWS, BC)
+        v0, v1 = halve(v, ROWS, BC)
+        h, y0 = advance(step0, v0, h, a, B, C, B_state, C_state, way, i, n_inside,
+                        B_BYTES, C_BYTES, TIGHT, HALF, NB, BC, ADJOINT, OUT, MASKED)  # fmt: skip
+        h, y1 = advance(step1, v1, h, a, B, C, B_state, C_state, way, i + HALF, n_inside,
+                        B_BYTES, C_BYTES, TIGHT, HALF, NB, BC, ADJOINT, OUT, MASKED)  # fmt: skip
+        found = glue(y0, y1, ROWS, BC) if OUT else h
+    return h, found
+
+
+@triton.jit
+def parameters(weight, bias, A, k, c, n, inside, n_inside, channels, states, dtype: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+               HALF: tl.constexpr, BIAS: tl.constexpr, BC: tl.constexpr):  # fmt: skip
+    """A block's weight (`split_weight`), bias, and A in powers of two ``[NB, BC]``; zero beyond its channels."""
+    kc = k * channels + c
+    a = tl.load(A + (k * states + n)[:, None] * channels + c[None, :], inside[None, :] & n_inside[:, None], 0.0) * _LOG2E
+    of_bias = tl.load(bias + kc, inside, 0.0) if BIAS else tl.zeros([BC], tl.float32)
+    if R > 0:
+        r = tl.arange(0, RP)[None, :]
+        high, low = split_weight(tl.load(weight + kc[:, None] * R + r, inside[:, None] & (r < R), 0.0), HALF, dtype)
+    else:
+        high, low = 0.0, 0.0
+    return high, low, of_bias, a
