@@ -20,8 +20,9 @@ import torch
 
 from vmamba import _torch
 from vmamba.errors import BackendError, nearest
-from vmamba.kernels import mamba_ssm, native, torch_prefix
+from vmamba.kernels import mamba_ssm, native, torch_prefix, triton
 from vmamba.kernels.interface import Kernels, Obstacle, Operator, ScanCall
+from vmamba.kernels.triton import xpu
 from vmamba.scan import schema
 
 ENVIRONMENT_VARIABLE = "VMAMBA_SELECTIVE_SCAN_BACKEND"
@@ -75,7 +76,7 @@ class Backend:
 BACKENDS: Mapping[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("oflex", "this package's own kernels", {"cpu": native}, schema),
+        Backend("oflex", "this package's own kernels", {"cpu": native, "cuda": triton, "xpu": xpu}, schema),
         Backend("mamba", "the mamba-ssm package's CUDA kernel", {"cuda": mamba_ssm}, mamba_ssm),
         Backend("torch", "pure PyTorch: everywhere, traceable, exportable", {"*": torch_prefix}, torch_prefix, True),
     )

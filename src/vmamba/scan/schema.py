@@ -9,6 +9,8 @@ The functions `selective_scan` and `ss2d_scan` are what the backend ``"oflex"`` 
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from vmamba import _torch
 from vmamba.errors import BackendError, InputError
-from vmamba.kernels import native
+from vmamba.kernels import native, triton
 from vmamba.kernels.interface import ScanRun, record
 from vmamba.scan.orders import readings_of
 
@@ -31,10 +33,20 @@ class _Kernels(NamedTuple):
     dtypes: frozenset[torch.dtype]
 
 
+@functools.cache
+def _of_cpu() -> _Kernels:
+    return _Kernels(native.selective_scan, native.ss2d_scan, frozenset(native.DTYPE_CODES))
+
+
+@functools.cache
+def _of_gpu() -> _Kernels:
+    # Triton is imported where a GPU is used: it takes a second, and not every machine has it.
+    modules = (importlib.import_module(f"vmamba.kernels.triton.{name}") for name in ("selective_scan", "ss2d_scan"))
+    return _Kernels(*modules, triton.DTYPES)
+
+
 #: Device type -> who computes there.
-_KERNELS: Mapping[str, _Kernels] = {
-    "cpu": _Kernels(native.selective_scan, native.ss2d_scan, frozenset(native.DTYPE_CODES))
-}
+_KERNELS: Mapping[str, Callable[[], _Kernels]] = {"cpu": _of_cpu, "cuda": _of_gpu, "xpu": _of_gpu}
 
 
 def _kernels(t: Tensor) -> _Kernels:
@@ -44,7 +56,7 @@ def _kernels(t: Tensor) -> _Kernels:
             f"there are no compiled kernels for {t.device.type} tensors, only for {', '.join(_KERNELS)}; "
             'use backend="torch"'
         )
-    return found
+    return found()
 
 
 def _checked(kernels: _Kernels, maps: Sequence[Tensor], parameters: Sequence[Tensor | None]) -> None:

@@ -26,10 +26,11 @@ def machine_obstacle() -> Obstacle | None:
         if built is None:
             return Obstacle("this torch is a build without GPU support", "install a CUDA build of torch")
         return Obstacle("torch sees no GPU", "needs an NVIDIA GPU and its driver")
-    return _triton_obstacle() or _capability_obstacle()
+    return triton_obstacle() or _capability_obstacle()
 
 
-def _triton_obstacle() -> Obstacle | None:
+def triton_obstacle() -> Obstacle | None:
+    """What is wrong with the Triton of this machine, or None."""
     try:
         triton = importlib.import_module("triton")
     except ImportError as error:
@@ -39,7 +40,9 @@ def _triton_obstacle() -> Obstacle | None:
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if version < _LEAST_TRITON:
         least = ".".join(map(str, _LEAST_TRITON))
-        return Obstacle(f"Triton {triton.__version__} is older than {least}", "install torch ≥ 2.10, which brings it along")
+        return Obstacle(
+            f"Triton {triton.__version__} is older than {least}", "install torch ≥ 2.10, which brings it along"
+        )
     return None
 
 
@@ -63,9 +66,12 @@ def call_obstacle(call: ScanCall) -> Obstacle | None:
     return None
 
 
-def details() -> str:
+def details() -> dict[str, str]:
     """What will run, for people."""
+    from vmamba.kernels.triton.plan import processors, rows_of_table  # these need no Triton, but are of no use before
+
     if torch.version.hip is not None:
-        return "triton on ROCm, untested"
-    name, count = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).multi_processor_count
-    return f"triton on {name}, cut for its {count} multiprocessors"
+        return {"triton": "untested on ROCm"}
+    version = importlib.import_module("triton").__version__
+    count = processors(torch.device("cuda", torch.cuda.current_device()))
+    return {"triton": version, "multiprocessors": str(count), **rows_of_table()}

@@ -14,13 +14,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from vmamba.kernels.triton.jit import kernel
 from vmamba.kernels.triton.tile import (
     advance,
     at_pixels,
     cells,
     glue,
     halve,
-    kernel,
     load_row,
     load_tile,
     low_rank_at,
@@ -47,6 +47,7 @@ def gradients(
     R: tl.constexpr, RP: tl.constexpr, HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
     V: tl.constexpr, SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr,
     MASKED: tl.constexpr, GROUP: tl.constexpr, PAIR: tl.constexpr, SKIP: tl.constexpr, EXACT: tl.constexpr,
+    SHORT: tl.constexpr,
 ):  # fmt: skip
     """Write, or add to, the gradients of u and of the steps, and the parts of all others."""
     blocks = tl.cdiv(channels, BC)
@@ -67,7 +68,9 @@ def gradients(
     h_mask = inside[None, :] & n_inside[:, None]
     h_size = images.to(tl.int64) * dirs * states * channels
     width = R + 2 * states
-    scratch_at = scratch + program * (GROUP // BT * NB * BC) + tl.arange(0, NB)[:, None] * BC + tl.arange(0, BC)[None, :]
+    scratch_at = (
+        scratch + program * (GROUP // BT * NB * BC) + tl.arange(0, NB)[:, None] * BC + tl.arange(0, BC)[None, :]
+    )
 
     for half in range(PAIR):
         k = dir0 + group + half * 2
@@ -111,7 +114,7 @@ def gradients(
                     ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way, full, row, c, n,
                     full + row < count, inside, n_inside, states, state0, more,
                     U_BYTES, S_BYTES, B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES,
-                    R, RP, HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, True,
+                    R, RP, HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, True,
                 )  # fmt: skip
             for j in range(0, full, BT):
                 i = full - BT - j
@@ -121,7 +124,7 @@ def gradients(
                     ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way, i, row, c, n, row < BT, inside,
                     n_inside, states, state0, more,
                     U_BYTES, S_BYTES, B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES,
-                    R, RP, HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, False,
+                    R, RP, HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, False,
                 )  # fmt: skip
         else:
             last = (count - 1) // GROUP * GROUP
@@ -149,7 +152,7 @@ def gradients(
                         du_channel, ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way, i, row, c, n,
                         i + row < count, inside, n_inside, states, state0, more,
                         U_BYTES, S_BYTES, B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES,
-                        R, RP, HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, True,
+                        R, RP, HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, True,
                     )  # fmt: skip
                 tl.debug_barrier()
 
@@ -173,7 +176,7 @@ def _tile(
     DY_BYTES: tl.constexpr, DU_BYTES: tl.constexpr, DS_BYTES: tl.constexpr, COLUMN_BYTES: tl.constexpr,
     R: tl.constexpr, RP: tl.constexpr, HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
     V: tl.constexpr, SOFTPLUS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr,
-    MASKED: tl.constexpr, EXACT: tl.constexpr, TAIL: tl.constexpr,
+    MASKED: tl.constexpr, EXACT: tl.constexpr, SHORT: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one tile; returns the adjoint state in front of it and the sums over places, with its own added."""
     pixel = place(way, i + row)
@@ -213,9 +216,16 @@ def _tile(
     dD += tl.sum(x * g_y, 0)
     if R > 0:
         turned = tl.trans(of_step)  # [BC, BT]
-        low_rank = low_rank_at(s, pixel, valid, RP, S_BYTES, R, TAIL).to(tl.float32)
         precision: tl.constexpr = "tf32x3" if EXACT else "tf32"
-        dW += tl.dot(turned, tl.trans(low_rank), input_precision=precision)
+        if SHORT:
+            low_rank = low_rank_at(s, pixel, valid, RP, S_BYTES, R, TAIL)
+            dW += tl.dot(turned, tl.trans(low_rank.to(tl.float32)), input_precision=precision)
+        else:  # as many places again, with nothing in them
+            places = i + tl.arange(0, 2 * BT)
+            held = (places < i + BT) & (places < way[7])
+            low_rank = low_rank_at(s, place(way, places), held, RP, S_BYTES, R, True)
+            padded = tl.reshape(tl.permute(tl.join(turned, tl.zeros_like(turned)), [0, 2, 1]), [BC, 2 * BT])
+            dW += tl.dot(padded, tl.trans(low_rank.to(tl.float32)), input_precision=precision)
         of_rank = tl.dot(w, turned, input_precision=precision)  # [RP, BT]
         r = tl.arange(0, RP)[:, None]
         rank_at = at_pixels(column + r, pixel[None, :], COLUMN_BYTES)

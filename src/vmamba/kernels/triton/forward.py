@@ -15,11 +15,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from vmamba.kernels.triton.jit import kernel
 from vmamba.kernels.triton.tile import (
     advance,
     at_pixels,
     cells,
-    kernel,
     load_row,
     load_tile,
     parameters,

@@ -6,15 +6,17 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import torch
+import triton
 from torch import Tensor
 
 from vmamba.kernels.triton import backward, forward
 from vmamba.kernels.triton.plan import Pairs, Plan, Tile, plan, processors
 
 _CARRY_BLOCK = 128
+# Products need sums of so many terms at least.
+_LEAST_SUM = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else 16
 # The interpreter multiplies the bit patterns of 16-bit matrices (triton 3.6 to 3.8).
-_INTERPRETED = type(forward.carry).__name__ == "InterpretedFunction"
+_INTERPRETED = forward.carry.interpreted
 
 
 class Gradients(NamedTuple):
@@ -84,7 +86,9 @@ class Scan:
         )
         self.walked, self.softplus = walked, softplus
         side = 1 if self.merged else self.directions
-        self.plan: Plan = plan(self.images, side, self.length, self.channels, self.states, processors(u.device))
+        self.plan: Plan = plan(
+            self.images, side, self.length, self.channels, self.states, self.rank, processors(u.device)
+        )
         lanes = self.plan.forward.lanes
         if lanes > 1 and not _aligned(u, lanes):
             self.u = u[:, 0].contiguous()[:, None].expand(u.shape) if self.merged else u.contiguous()
@@ -154,14 +158,14 @@ class Scan:
                 **self._constants(tile, self.u, du), C_BYTES=_bytes(self.C), DY_BYTES=_bytes(dy), DU_BYTES=_bytes(du),
                 DS_BYTES=_bytes(of_steps), COLUMN_BYTES=self.directions * width * columns.element_size(),
                 GROUP=p.group, PAIR=2 if self.merged else 1, SKIP=self.D is not None,
-                EXACT=self.steps.element_size() > 2,
+                EXACT=self.steps.element_size() > 2, SHORT=tile.rows >= _LEAST_SUM,
             )  # fmt: skip
         return Gradients(columns, parts, self.rank, self.states)
 
     def _beside(self) -> int:
         """How many numbers C stands behind B where both are parts of one tensor, or 0."""
         apart = self.C.storage_offset() - self.B.storage_offset()
-        same = self.B.untyped_storage().data_ptr() == self.C.untyped_storage().data_ptr()
+        same = self.B.untyped_storage()._cdata == self.C.untyped_storage()._cdata
         return apart if same and self.B.stride() == self.C.stride() and self.states == 1 and 0 < apart < 16 else 0
 
     def _carried(self, u: Tensor, B: Tensor, *, adjoint: bool, workspace: Callable[[int], Tensor]) -> Tensor:
@@ -213,7 +217,8 @@ class Scan:
 
 def _aligned(u: Tensor, lanes: int) -> bool:
     """Whether every place's channels begin where a lane can load its own at once."""
-    return u.stride(3) == 1 and u.data_ptr() % (lanes * u.element_size()) == 0 and all(s % lanes == 0 for s in u.stride()[:3])
+    numbers = [_offset(u), *u.stride()[:3]]
+    return u.stride(3) == 1 and all(number % lanes == 0 for number in numbers)
 
 
 def _strides(t: Tensor) -> tuple[int, int, int]:
@@ -231,5 +236,10 @@ def _packed(t: Tensor) -> int:
     """How many states of a place, at most 4, may be loaded at once; 0 where they are apart."""
     if t.stride(3) != 1:
         return 0
-    offsets = [t.data_ptr() // t.element_size(), *t.stride()[:3]]
-    return next(size for size in (4, 2, 1) if all(offset % size == 0 for offset in offsets))
+    numbers = [_offset(t), *t.stride()[:3]]
+    return next(size for size in (4, 2, 1) if all(number % size == 0 for number in numbers))
+
+
+def _offset(t: Tensor) -> int:
+    """Elements from an address that every alignment divides."""
+    return t.storage_offset() if t.is_meta else t.data_ptr() // t.element_size()

@@ -16,6 +16,7 @@ from vmamba.errors import BackendError
 
 _PROGRAMS_PER_SM = 16  # of one warp each: enough of them hide the latency of memory
 _LEAST_PLACES = 49  # of a chunk: shorter ones cost more in aggregates than they win
+_ROWS = 8  # of a tile: as few as matrix products take
 _INT32 = 2**31
 
 
@@ -109,22 +110,22 @@ class Plan(NamedTuple):
 
 def group_of(states: int) -> int:
     """Places between two states kept for backward: a tile's for one state, more where states are many."""
-    return 16 if states == 1 else 64
+    return _ROWS if states == 1 else 64
 
 
 @functools.lru_cache(1024)
-def plan(images: int, directions: int, length: int, channels: int, states: int, processors: int) -> Plan:
+def plan(images: int, directions: int, length: int, channels: int, states: int, rank: int, processors: int) -> Plan:
     """Cut ``images × directions`` walks over ``length`` places of ``channels`` into programs.
 
     Args:
         directions: that programs of one launch work on side by side.
         processors: multiprocessors of the device.
     """
-    lanes = 2 if channels % 64 == 0 else 1
+    # Two channels a lane share what is done once a place; a large weight leaves no registers for them.
+    lanes = 2 if channels % 64 == 0 and rank <= 32 else 1
     padded = 1 << (states - 1).bit_length()
-    forward = Tile(lanes, 16 // lanes, min(16, padded))
-    # Backward holds many more numbers of each row, and multiplies matrices over the rows, at least 16 of them.
-    backward = Tile(1, 16, min(4, padded))
+    forward = Tile(lanes, _ROWS, min(16, padded))
+    backward = Tile(1, _ROWS, min(4, padded))  # it holds many more numbers of each place
     group = group_of(states)
     tasks = images * directions * -(-channels // forward.block)
     chunks = 1
@@ -137,5 +138,21 @@ def plan(images: int, directions: int, length: int, channels: int, states: int, 
 @functools.cache
 def processors(device: torch.device) -> int:
     """The multiprocessors of a GPU. Elsewhere the kernels are only interpreted: there are 2."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    if device.type == "xpu":
+        return int(torch.xpu.get_device_properties(device).gpu_subslice_count)
+    return 2
 
+
+def rows_of_table() -> dict[str, str]:
+    """The fixed configurations, for people."""
+    rows = {"1 state": plan(1, 1, 3136, 64, 1, 4, 1), "16 states": plan(1, 1, 3136, 64, 16, 4, 1)}
+    return {
+        name: f"{_words(row.forward)}, backward {_words(row.backward)}, states kept every {row.group}"
+        for name, row in rows.items()
+    } | {"chunks": f"until there are {_PROGRAMS_PER_SM} programs a multiprocessor, of {_LEAST_PLACES} places at least"}
+
+
+def _words(tile: Tile) -> str:
+    return f"{tile.rows} places × {tile.block} channels × {tile.states} states"

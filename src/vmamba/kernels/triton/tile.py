@@ -10,21 +10,10 @@ The kernels use exp2 and multiply-adds only, which also the interpreter (``TRITO
 # mypy: disallow-untyped-defs=false
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any
-
 import triton
 import triton.language as tl
 
 _LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
-
-
-def kernel(function: Callable[..., None]) -> Any:
-    """Compile ``function`` for its constants and dtypes only: sizes, strides and alignments make no new kernels."""
-    parameters = inspect.signature(function).parameters.values()
-    arguments = [one.name for one in parameters if "constexpr" not in str(one.annotation)]
-    return triton.jit(function, do_not_specialize=arguments)
 
 
 @triton.jit
@@ -199,18 +188,6 @@ def states_at(pointer, state_stride, way, i, n_inside, BYTES: tl.constexpr, TIGH
 
 
 @triton.jit
-def weigh(weights, h, total, n: tl.constexpr, BC: tl.constexpr):
-    """``total + Σ weights·h`` over n rows, as a chain of multiply-adds: a tree would need sums besides."""
-    if n == 1:
-        total = weights * h + total
-    else:
-        w0, w1 = halve(weights, n, 1)
-        h0, h1 = halve(h, n, BC)
-        total = weigh(w1, h1, weigh(w0, h0, total, n // 2, BC), n // 2, BC)
-    return total
-
-
-@triton.jit
 def advance(step, v, h, a, B, C, B_state, C_state, way, i, n_inside, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr,
             TIGHT: tl.constexpr, ROWS: tl.constexpr, NB: tl.constexpr, BC: tl.constexpr, ADJOINT: tl.constexpr,
             OUT: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
@@ -230,7 +207,7 @@ def advance(step, v, h, a, B, C, B_state, C_state, way, i, n_inside, B_BYTES: tl
         found = h
         if OUT and NB > 1:
             C_n = states_at(C, C_state, way, i, n_inside, C_BYTES, TIGHT, MASKED, NB)
-            found = weigh(C_n, h, 0.0, NB, BC)
+            found = tl.sum(C_n * h, 0)[None, :]
     else:
         HALF: tl.constexpr = ROWS // 2
         step0, step1 = halve(step, ROWS, BC)
@@ -248,7 +225,10 @@ def parameters(weight, bias, A, k, c, n, inside, n_inside, channels, states, dty
                HALF: tl.constexpr, BIAS: tl.constexpr, BC: tl.constexpr):  # fmt: skip
     """A block's weight (`split_weight`), bias, and A in powers of two ``[NB, BC]``; zero beyond its channels."""
     kc = k * channels + c
-    a = tl.load(A + (k * states + n)[:, None] * channels + c[None, :], inside[None, :] & n_inside[:, None], 0.0) * _LOG2E
+    a = (
+        tl.load(A + (k * states + n)[:, None] * channels + c[None, :], inside[None, :] & n_inside[:, None], 0.0)
+        * _LOG2E
+    )
     of_bias = tl.load(bias + kc, inside, 0.0) if BIAS else tl.zeros([BC], tl.float32)
     if R > 0:
         r = tl.arange(0, RP)[None, :]
