@@ -21,6 +21,7 @@ from torch import Tensor
 from vmamba import _torch
 from vmamba.errors import BackendError, InputError
 from vmamba.kernels import native, triton
+from vmamba.kernels.gradients import differentiable, given
 from vmamba.kernels.interface import ScanRun, record
 from vmamba.scan.orders import readings_of
 
@@ -105,14 +106,6 @@ def _like(inputs: Sequence[Tensor | None], dtype: torch.dtype | None = None) -> 
     return tuple(first.new_empty(0) if t is None else _dense(t, dtype) for t in inputs)
 
 
-def _given(gradients: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    return tuple(None if t is None else g for g, t in zip(gradients, inputs, strict=True))
-
-
-def _no_second_derivative(ctx: Any, *_: Tensor) -> None:
-    raise BackendError('the compiled kernels have no second derivatives; use backend="torch"')
-
-
 # The selective scan.
 
 
@@ -178,8 +171,8 @@ def _selective_scan_backward(
     _checked(kernels, (u, delta, B, C, dy), (A, D, delta_bias, saved))
     gradients = _like(inputs)
     if u.numel():
-        given = _given(gradients, inputs)
-        kernels.selective_scan.backward(dy, saved, *inputs, delta_softplus, given, _workspace(u))
+        into = given(gradients, inputs)
+        kernels.selective_scan.backward(dy, saved, *inputs, delta_softplus, into, _workspace(u))
     else:
         gradients = tuple(g.zero_() for g in gradients)
     return gradients  # type: ignore[return-value]
@@ -274,8 +267,8 @@ def _ss2d_scan_backward(
     if not x.numel():
         return tuple(g.zero_() for g in _like(inputs))  # type: ignore[return-value]
     gradients = _like(inputs, torch.float32)
-    given = _given(gradients, inputs)
-    kernels.ss2d_scan.backward(dy.contiguous(), saved, *inputs, readings, delta_softplus, given, _workspace(x))
+    into = given(gradients, inputs)
+    kernels.ss2d_scan.backward(dy.contiguous(), saved, *inputs, readings, delta_softplus, into, _workspace(x))
     dx, dx_dbl, *of_parameters = gradients
     return dx.to(x.dtype), dx_dbl.to(x_dbl.dtype), *of_parameters  # type: ignore[return-value]
 
@@ -300,7 +293,7 @@ def ss2d_scan(
     return _run(_ss2d_scan_kernel, _ss2d_scan, tensors, readings_of(scan_mode), delta_softplus)
 
 
-# What both share: how they are called, and their gradients.
+# What both share: how they are called.
 
 
 def _run(kernel: Any, operator: Any, tensors: Sequence[Tensor | None], *options: Any) -> Tensor:
@@ -320,28 +313,5 @@ def _narrow(t: Tensor) -> Tensor:
     return t.float() if t.dtype == torch.float64 else t
 
 
-def _differentiable(name: str, forward: Any, backward: Any, tensors: int) -> None:
-    """Register the gradients of operator ``name``, whose first ``tensors`` arguments are tensors and whose last is
-    ``save``.
-    """
-
-    run_backward = getattr(torch.ops.vmamba, f"{name}_backward").default
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        if not inputs[-1]:
-            raise BackendError(f"vmamba::{name} was called with save=False and needs gradients; pass save=True")
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1], *inputs[:tensors])
-        ctx.options = inputs[tensors:-1]
-
-    def gradients(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        saved, *inputs = ctx.saved_tensors
-        found = run_backward(dy, saved, *inputs, *ctx.options)
-        return *_given(found, inputs), *(None for _ in ctx.options), None
-
-    forward.register_autograd(gradients, setup_context=setup_context)
-    backward.register_autograd(_no_second_derivative)
-
-
-_differentiable("selective_scan", _selective_scan, _selective_scan_backward, 7)
-_differentiable("ss2d_scan", _ss2d_scan, _ss2d_scan_backward, 6)
+differentiable("selective_scan", _selective_scan, _selective_scan_backward, 7)
+differentiable("ss2d_scan", _ss2d_scan, _ss2d_scan_backward, 6)

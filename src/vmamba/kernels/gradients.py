@@ -1,0 +1,49 @@
+"""What the scans' operators share in autograd: how a forward operator finds its backward operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vmamba.errors import BackendError
+
+
+def differentiable(name: str, forward: Any, backward: Any, tensors: int) -> None:
+    """Register the gradients of the operator ``vmamba::name``, which returns the output and what backward starts from.
+
+    Args:
+        name: without the namespace; the backward operator is called ``<name>_backward`` and takes the output's
+            gradient, what was saved, and the forward operator's arguments but the last.
+        forward: the operator, as `torch.library.custom_op` made it.
+        backward: the backward operator; it has no derivative itself and says so.
+        tensors: how many of the forward operator's arguments, from the first, are tensors or None. Its last is
+            ``save``, whether backward will be asked for.
+    """
+    run_backward = getattr(torch.ops.vmamba, f"{name}_backward").default
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        if not inputs[-1]:
+            raise BackendError(f"vmamba::{name} was called with save=False and needs gradients; pass save=True")
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1], *inputs[:tensors])
+        ctx.options = inputs[tensors:-1]
+
+    def gradients(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        saved, *inputs = ctx.saved_tensors
+        found = run_backward(dy, saved, *inputs, *ctx.options)
+        return *given(found, inputs), *(None for _ in ctx.options), None
+
+    forward.register_autograd(gradients, setup_context=setup_context)
+    backward.register_autograd(_no_second_derivative)
+
+
+def given(gradients: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """The gradients, None in place of the empty ones of inputs that are None."""
+    return tuple(None if t is None else g for g, t in zip(gradients, inputs, strict=True))
+
+
+def _no_second_derivative(ctx: Any, *_: Tensor) -> None:
+    raise BackendError('the compiled kernels have no second derivatives; use backend="torch"')
