@@ -1,17 +1,11 @@
 """The table of backends: names, reasons, who decides, and the proof of what ran."""
 
-import importlib
-import importlib.util
-import sys
-import types
-
 import pytest
 import torch
 
 import vmamba
 from vmamba import BackendError
-from vmamba.kernels import mamba_ssm
-from vmamba.scan import selective_scan, selective_scan_reference
+from vmamba.scan import dispatch, selective_scan, ss2d_scan
 from vmamba.scan.dispatch import BACKENDS, ambient, check_name, choose
 
 VARIABLE = "VMAMBA_SELECTIVE_SCAN_BACKEND"
@@ -111,39 +105,15 @@ def test_a_compiled_function_follows_the_with_block():
     torch.testing.assert_close(automatic, plain, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("found", "reason", "mend"),
-    [
-        ([], "not installed", "pip install"),
-        (["mamba_ssm"], "without its CUDA scan", "MAMBA_KEEP_CUDA_BUILD=TRUE"),
-    ],
-)
-def test_mamba_says_what_is_missing(found, reason, mend, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in found else None)
-    mamba_ssm.machine_obstacle.cache_clear()
-    try:
-        obstacle = mamba_ssm.machine_obstacle()
-    finally:
-        mamba_ssm.machine_obstacle.cache_clear()
-    assert reason in obstacle.reason
-    assert mend in obstacle.mend
-
-
-def test_mamba_adapter_hands_over_what_the_kernel_wants(monkeypatch):
-    """A stand-in for the package, with the oracle behind its function, on CPU tensors."""
-    seen = {}
-
-    def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
-        seen.update(dtypes={delta.dtype, B.dtype, C.dtype, u.dtype}, A=A.dtype, z=z)
-        return selective_scan_reference(u, delta, A, B, C, D, delta_bias, delta_softplus).to(u.dtype)
-
-    fake = types.ModuleType("mamba_ssm.ops.selective_scan_interface")
-    fake.selective_scan_fn = selective_scan_fn
-    monkeypatch.setitem(sys.modules, fake.__name__, fake)
-    monkeypatch.setattr(importlib, "import_module", lambda name: sys.modules[name])
-    u, delta, A, B, C = tensors(torch.bfloat16)
-    y = mamba_ssm.selective_scan(u, delta.float(), A.double(), B, C, None, None, True)
-    assert y.dtype == torch.float32
-    assert seen == {"dtypes": {torch.float32}, "A": torch.float32, "z": None}  # a float32 step is not rounded
-    mamba_ssm.selective_scan(u, delta, A, B, C, None, None, True)
-    assert seen["dtypes"] == {torch.bfloat16}
+@pytest.mark.parametrize("op", ["selective_scan", "ss2d_scan"])
+def test_backends_are_told_the_sizes_of_the_scan(op, monkeypatch):
+    seen = []
+    monkeypatch.setattr(dispatch, "choose_for", lambda name, call: seen.append(call) or "torch")
+    if op == "selective_scan":
+        selective_scan(*tensors())
+    else:
+        x, x_dbl = torch.ones(1, 3, 3, 2), torch.ones(1, 3, 3, 4, 1 + 2 * 2)
+        ss2d_scan(x, x_dbl, torch.ones(4, 2, 1), None, -torch.ones(8, 2), None)
+    (call,) = seen
+    channels = 6 if op == "selective_scan" else 8  # of all directions
+    assert (call.op, call.states, call.channels, call.length, call.elements) == (op, 2, channels, 9, 9 * channels)

@@ -37,6 +37,8 @@ class ScanCall(NamedTuple):
         elements: ``b·k·d·l``; None where a traced graph leaves sizes open.
         gradients: whether backward will be asked for.
         transformed: whether a transform of `torch.func` or forward-mode differentiation is on.
+        channels: ``k·d``; None as for ``elements``.
+        length: ``l``; None as for ``elements``.
     """
 
     op: Operator
@@ -46,6 +48,8 @@ class ScanCall(NamedTuple):
     elements: int | None = None
     gradients: bool = False
     transformed: bool = False
+    channels: int | None = None
+    length: int | None = None
 
 
 class Kernels(Protocol):

@@ -144,14 +144,14 @@ def _from_environment() -> str | None:
     return check_name(os.environ.get(ENVIRONMENT_VARIABLE) or None, ENVIRONMENT_VARIABLE)
 
 
-def operators(name: str | None, op: Operator, t: torch.Tensor, states: int, *tensors: torch.Tensor | None) -> Any:
+def operators(name: str | None, op: Operator, t: torch.Tensor, A: torch.Tensor, *tensors: torch.Tensor | None) -> Any:
     """Choose the backend of a call; return the module that runs it.
 
     Args:
         name: what the call asks for, None for what surrounds it and else the machine decides.
         op: the operator.
-        t: ``u`` or ``x``.
-        states: ``n``.
+        t: ``u (b, k·d, l)`` or ``x (b, h, w, d)``.
+        A: ``(k·d, n)``.
         *tensors: the call's others, of which one may ask for gradients.
 
     Where None falls to the slow backend on an accelerator, a warning says once why.
@@ -163,8 +163,12 @@ def operators(name: str | None, op: Operator, t: torch.Tensor, states: int, *ten
     if torch.compiler.is_compiling():
         chosen = choose(name, op, t.device.type, t.dtype)  # sizes may be open
         return _stand_ins_traced.get(chosen) or BACKENDS[chosen].operators
-    gradients = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (t, *tensors))
-    call = ScanCall(op, t.device.type, t.dtype, states, t.numel(), gradients, _torch.is_transformed())
+    gradients = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (t, A, *tensors))
+    channels, states = A.shape
+    length = t.shape[2] if op == "selective_scan" else t.shape[1] * t.shape[2]
+    elements = t.shape[0] * channels * length
+    transformed = _torch.is_transformed()
+    call = ScanCall(op, t.device.type, t.dtype, states, elements, gradients, transformed, channels, length)
     chosen = choose_for(name, call)
     if name is None and call.device not in ("cpu", "meta"):
         _tell_of_fall(chosen, call)

@@ -59,7 +59,7 @@ def selective_scan(
         C = C[:, None]
     _check(u, delta, A, B, C, D, delta_bias)
     u, delta, A, B, C, D, delta_bias = savable(u, delta, A, B, C, D, delta_bias)  # type: ignore[assignment]
-    run = dispatch.operators(backend, "selective_scan", u, A.shape[1], delta, A, B, C, D, delta_bias)
+    run = dispatch.operators(backend, "selective_scan", u, A, delta, B, C, D, delta_bias)
     y: Tensor = run.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
     return y if oflex else y.to(u.dtype)
 

@@ -56,7 +56,7 @@ def ss2d_scan(
     _check(x, x_dbl, dt_weight, dt_bias, A, D)
     directions_of(scan_mode)
     x, x_dbl, dt_weight, dt_bias, A, D = savable(x, x_dbl, dt_weight, dt_bias, A, D)  # type: ignore[assignment]
-    run = dispatch.operators(backend, "ss2d_scan", x, A.shape[1], x_dbl, dt_weight, dt_bias, A, D)
+    run = dispatch.operators(backend, "ss2d_scan", x, A, x_dbl, dt_weight, dt_bias, D)
     fused = getattr(run, "ss2d_scan", None)
     scan = partial(_composed, run.selective_scan) if fused is None else fused
     y: Tensor = scan(x, x_dbl, dt_weight, dt_bias, A, D, scan_mode, delta_softplus)
