@@ -42,8 +42,8 @@ def _of_cpu() -> _Kernels:
 @functools.cache
 def _of_gpu() -> _Kernels:
     # Triton is imported where a GPU is used: it takes a second, and not every machine has it.
-    modules = (importlib.import_module(f"vmamba.kernels.triton.{name}") for name in ("selective_scan", "ss2d_scan"))
-    return _Kernels(*modules, triton.DTYPES)
+    selective_scan, ss2d_scan = map(importlib.import_module, triton.SCANS)
+    return _Kernels(selective_scan, ss2d_scan, triton.DTYPES)
 
 
 #: Device type -> who computes there.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,32 @@ import torch
 os.environ["TRITON_INTERPRET"] = "1"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def quick_calls() -> None:
+    """Each function that a kernel calls patches Triton's language anew, for 10 ms: once a launch is enough."""
+    from triton.runtime import interpreter
+
+    patched: set[int] = set()
+    launch = interpreter.GridExecutor.__call__
+
+    def launch_afresh(self: Any, *args: Any, **kwargs: Any) -> Any:
+        patched.clear()
+        return launch(self, *args, **kwargs)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        module = id(self.fn.__globals__)
+        if module not in patched:
+            patched.add(module)
+            interpreter._patch_lang(self.fn)
+        return self.rewrite()(*args, **kwargs)
+
+    interpreter.GridExecutor.__call__ = launch_afresh
+    interpreter.InterpretedFunction.__call__ = call
+
+
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``"oflex"`` on CPU tensors is what it is on a GPU's, and small maps are cut into several chunks, as large ones are."""
+    """``"oflex"`` on CPU tensors is what it is on a GPU's, and small maps are cut into chunks, as large ones are."""
     from vmamba.kernels.triton import plan
     from vmamba.scan import schema
 

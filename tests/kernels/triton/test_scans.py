@@ -84,9 +84,9 @@ def test_every_mode(mode: str) -> None:
     ("sizes", "dtype"),
     [
         ((1, 3, 4, 3, 2, 3), torch.float32),
-        ((2, 1, 4, 8, 1, 16), torch.float32),  # more states than one pass of backward computes
-        ((1, 2, 3, 5, 2, 19), torch.float32),  # or of forward
-        ((1, 5, 5, 64, 3, 1), torch.float16),  # two channels a lane
+        pytest.param((2, 1, 4, 8, 1, 16), torch.float32, marks=pytest.mark.long),  # more states than one pass of backward computes
+        pytest.param((1, 2, 3, 5, 2, 19), torch.float32, marks=pytest.mark.long),  # or of forward
+        pytest.param((1, 5, 5, 64, 3, 1), torch.float16, marks=pytest.mark.long),  # two channels a lane
         ((1, 3, 3, 8, 17, 1), torch.bfloat16),
     ],
 )
@@ -114,13 +114,16 @@ def test_a_map_in_another_layout() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 def test_wild_steps_stay_finite(dtype: torch.dtype) -> None:
-    values = map_inputs(1, 3, 4, 8, 3, 1, dtype, scale=30.0)
+    values = map_inputs(1, 3, 4, 8, 3, 1, dtype)
+    assert values[1] is not None
+    values[1][..., :3] *= 30
     _, gradients = with_gradients(
         lambda *v: vmamba.ss2d_scan(*v, backend="oflex"), values, torch.ones(1, 3, 4, 8, dtype=torch.float64)
     )
     assert all(g is None or g.isfinite().all() for g in gradients)
 
 
+@pytest.mark.long
 def test_two_runs_are_the_same_bits() -> None:
     values = map_inputs(1, 5, 6, 8, 3, 1)
     weight = torch.randn(1, 5, 6, 8)
@@ -147,7 +150,7 @@ def test_offsets_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     ("sizes", "dtype"),
     [
         ((1, 2, 8, 1, 37), torch.float32),
-        ((1, 2, 3, 5, 9), torch.bfloat16),
+        pytest.param((1, 2, 3, 5, 9), torch.bfloat16, marks=pytest.mark.long),
         ((2, 1, 64, 1, 5), torch.float16),
     ],
 )
@@ -164,11 +167,12 @@ def test_selective_scan(sizes: tuple[int, int, int, int, int], dtype: torch.dtyp
         check(got, right, 2e-2 if value.dtype in HALF else 1e-4, "gradient")
 
 
+@pytest.mark.long
 def test_the_operators_keep_their_contract() -> None:
     x, x_dbl, *parameters = map_inputs(1, 2, 3, 8, 3, 1)
     assert x is not None
     assert x_dbl is not None
-    for values in ((x, x_dbl), (x.transpose(1, 2), x_dbl.transpose(1, 2)), (x[..., ::2], x_dbl)):
+    for values in ((x.transpose(1, 2), x_dbl.transpose(1, 2)), (x[..., ::2], x_dbl)):
         given = [v.detach().requires_grad_() for v in values]
         d = given[0].shape[-1]
         weight, bias, A, D = (None if p is None else p.view(4, 8, -1)[:, :d] for p in parameters)
@@ -190,6 +194,7 @@ def test_unpaired_directions_are_refused() -> None:
         plan.pairs((0, 1, 2, 7), 4, 5)
 
 
+@pytest.mark.long
 def test_nano_trains_a_step_with_the_numbers_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = vmamba.create_model("vmamba_nano", num_classes=5, drop_path_rate=0.0)

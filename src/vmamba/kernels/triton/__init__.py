@@ -15,6 +15,9 @@ from vmamba.kernels.interface import Obstacle, ScanCall
 
 _LEAST_TRITON = (3, 6)
 _LEAST_CAPABILITY = (8, 0)
+#: The modules of the two operators' kernels, which import Triton.
+SCANS = ("vmamba.kernels.triton.selective_scan", "vmamba.kernels.triton.ss2d_scan")
+#: What their maps may be.
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 

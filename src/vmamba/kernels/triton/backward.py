@@ -8,7 +8,6 @@ With g the adjoint of h, ``a·h`` the decayed state and σ the derivative of sof
 ``δ' = (Σ g·(a·h)·A + u·Σ g·B)·σ``, ``du = δ·Σ g·B + D·dy``, ``dB = Σ g·δ·u``, ``dC = Σ dy·h``, ``dA = Σ g·(a·h)·δ``.
 """
 
-# mypy: disallow-untyped-defs=false
 from __future__ import annotations
 
 import triton
@@ -37,17 +36,15 @@ _LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 @kernel
 def gradients(
-    u, s, weight, bias, A, D, B, C, dy, kept, start, du, ds, columns, parts, scratch,
-    u_image, u_dir, u_channel, s_image, s_dir, s_channel, B_image, B_dir, B_state, C_image, C_dir, C_state,
-    dy_image, dy_dir, dy_channel, du_image, du_dir, du_channel, ds_image, ds_dir, ds_channel,
-    images, length, chunk, chunks, channels, states, state0, dirs, dir0, groups, backwards, add,
-    base0, mul0, shift0, stride0, jump0, base1, mul1, shift1, stride1, jump1,
-    U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr,
-    DY_BYTES: tl.constexpr, DU_BYTES: tl.constexpr, DS_BYTES: tl.constexpr, COLUMN_BYTES: tl.constexpr,
-    R: tl.constexpr, RP: tl.constexpr, HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
-    V: tl.constexpr, SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr,
-    MASKED: tl.constexpr, GROUP: tl.constexpr, PAIR: tl.constexpr, SKIP: tl.constexpr, EXACT: tl.constexpr,
-    SHORT: tl.constexpr,
+    u, s, weight, bias, A, D, B, C, dy, kept, start, du, ds, columns, parts, scratch, u_image, u_dir, u_channel,
+    s_image, s_dir, s_channel, B_image, B_dir, B_state, C_image, C_dir, C_state, dy_image, dy_dir, dy_channel, du_image,
+    du_dir, du_channel, ds_image, ds_dir, ds_channel, images, length, chunk, chunks, channels, states, state0, dirs,
+    dir0, groups, backwards, add, base0, mul0, shift0, stride0, jump0, base1, mul1, shift1, stride1, jump1,
+    U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, DY_BYTES: tl.constexpr,
+    DU_BYTES: tl.constexpr, DS_BYTES: tl.constexpr, COLUMN_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+    HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, V: tl.constexpr, SOFTPLUS: tl.constexpr,
+    BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr,
+    GROUP: tl.constexpr, PAIR: tl.constexpr, SKIP: tl.constexpr, EXACT: tl.constexpr, SHORT: tl.constexpr,
 ):  # fmt: skip
     """Write, or add to, the gradients of u and of the steps, and the parts of all others."""
     blocks = tl.cdiv(channels, BC)
@@ -110,21 +107,21 @@ def gradients(
             if full < count:
                 h = tl.load(kept + (t0 + full) // GROUP * h_size + h_at, h_mask, 0.0)
                 q, dA, dbias, dD, dW = _tile(
-                    u_at, s_at, B_at, C_at, dy_at, du_at, ds_at, column_at, u_channel, s_channel, dy_channel, du_channel,
-                    ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way, full, row, c, n,
-                    full + row < count, inside, n_inside, states, state0, more,
-                    U_BYTES, S_BYTES, B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES,
-                    R, RP, HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, True,
+                    u_at, s_at, B_at, C_at, dy_at, du_at, ds_at, column_at, u_channel, s_channel, dy_channel,
+                    du_channel, ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way,
+                    full, row, c, n, full + row < count, inside, n_inside, states, state0, more, U_BYTES, S_BYTES,
+                    B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, HALF, NB, BT, BC, V, SOFTPLUS,
+                    DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, True,
                 )  # fmt: skip
             for j in range(0, full, BT):
                 i = full - BT - j
                 h = tl.load(kept + (t0 + i) // GROUP * h_size + h_at, h_mask, 0.0)
                 q, dA, dbias, dD, dW = _tile(
-                    u_at, s_at, B_at, C_at, dy_at, du_at, ds_at, column_at, u_channel, s_channel, dy_channel, du_channel,
-                    ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way, i, row, c, n, row < BT, inside,
-                    n_inside, states, state0, more,
-                    U_BYTES, S_BYTES, B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES,
-                    R, RP, HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, False,
+                    u_at, s_at, B_at, C_at, dy_at, du_at, ds_at, column_at, u_channel, s_channel, dy_channel,
+                    du_channel, ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way,
+                    i, row, c, n, row < BT, inside, n_inside, states, state0, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES,
+                    DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT,
+                    EDGE, MASKED, EXACT, SHORT, False,
                 )  # fmt: skip
         else:
             last = (count - 1) // GROUP * GROUP
@@ -149,10 +146,10 @@ def gradients(
                     i = first + tile * BT
                     q, dA, dbias, dD, dW = _tile(
                         u_at, s_at, B_at, C_at, dy_at, du_at, ds_at, column_at, u_channel, s_channel, dy_channel,
-                        du_channel, ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way, i, row, c, n,
-                        i + row < count, inside, n_inside, states, state0, more,
-                        U_BYTES, S_BYTES, B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES,
-                        R, RP, HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, True,
+                        du_channel, ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW,
+                        way, i, row, c, n, i + row < count, inside, n_inside, states, state0, more, U_BYTES, S_BYTES,
+                        B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, HALF, NB, BT, BC, V,
+                        SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, True,
                     )  # fmt: skip
                 tl.debug_barrier()
 
@@ -170,13 +167,13 @@ def gradients(
 
 @triton.jit
 def _tile(
-    u, s, B, C, dy, du, ds, column, u_channel, s_channel, dy_channel, du_channel, ds_channel, B_state, C_state, high, low, bias, a, w, d,
-    h, q, dA, dbias, dD, dW, way, i, row, c, n, valid, inside, n_inside, states, state0, more,
-    U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr,
-    DY_BYTES: tl.constexpr, DU_BYTES: tl.constexpr, DS_BYTES: tl.constexpr, COLUMN_BYTES: tl.constexpr,
-    R: tl.constexpr, RP: tl.constexpr, HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
-    V: tl.constexpr, SOFTPLUS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr,
-    MASKED: tl.constexpr, EXACT: tl.constexpr, SHORT: tl.constexpr, TAIL: tl.constexpr,
+    u, s, B, C, dy, du, ds, column, u_channel, s_channel, dy_channel, du_channel, ds_channel, B_state, C_state, high,
+    low, bias, a, w, d, h, q, dA, dbias, dD, dW, way, i, row, c, n, valid, inside, n_inside, states, state0, more,
+    U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, DY_BYTES: tl.constexpr,
+    DU_BYTES: tl.constexpr, DS_BYTES: tl.constexpr, COLUMN_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+    HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, V: tl.constexpr, SOFTPLUS: tl.constexpr,
+    DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
+    SHORT: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one tile; returns the adjoint state in front of it and the sums over places, with its own added."""
     pixel = place(way, i + row)
@@ -189,8 +186,8 @@ def _tile(
         C_row = load_row(at_pixels(C, pixel, C_BYTES), valid, TAIL)[:, None]
         v, v_y = v * B_row, g_y * C_row
     q, dA, of_A, of_B = _retreat(
-        step, v, v_y, h, q, dA, a, B, C, B_state, C_state, column, way, i, n, n_inside, states,
-        B_BYTES, C_BYTES, COLUMN_BYTES, TIGHT, R, BT, NB, BC, MASKED,
+        step, v, v_y, h, q, dA, a, B, C, B_state, C_state, column, way, i, n, n_inside, states, B_BYTES, C_BYTES,
+        COLUMN_BYTES, TIGHT, R, BT, NB, BC, MASKED,
     )  # fmt: skip
     if NB == 1:  # so far the rows of g and of the decayed state
         g, before = of_A, of_B
@@ -243,13 +240,14 @@ def _tile(
 
 
 @triton.jit
-def _retreat(step, v, v_y, h, q, dA, a, B, C, B_state, C_state, column, way, i, n, n_inside, states, B_BYTES: tl.constexpr,
-             C_BYTES: tl.constexpr, COLUMN_BYTES: tl.constexpr, TIGHT: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr,
-             NB: tl.constexpr, BC: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+def _retreat(step, v, v_y, h, q, dA, a, B, C, B_state, C_state, column, way, i, n, n_inside, states,
+             B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, COLUMN_BYTES: tl.constexpr, TIGHT: tl.constexpr,
+             R: tl.constexpr, ROWS: tl.constexpr, NB: tl.constexpr, BC: tl.constexpr,
+             MASKED: tl.constexpr):  # fmt: skip
     """Run the adjoint state back over a tile's rows: ``q = 2^(step·a)·(C·dy + q)``, from the state in front of them.
 
     With one state the rows returned are g and the decayed state; with more, ``Σ g·(a·h)·A`` and ``Σ g·B``, and dB, dC
-    are written. The state in front of the lower half is computed anew in each halving: the compiler finds that it has it.
+    are written. Each halving computes the state in front of its lower half anew: the compiler finds that it has it.
     """
     if ROWS == 1:
         decay = tl.exp2(step * a)
@@ -277,9 +275,11 @@ def _retreat(step, v, v_y, h, q, dA, a, B, C, B_state, C_state, column, way, i, 
         y0, y1 = halve(v_y, ROWS, BC)
         middle, _ = advance(step0, v0, h, a, B, C, B_state, C_state, way, i, n_inside,
                             B_BYTES, C_BYTES, TIGHT, HALF, NB, BC, False, False, MASKED)  # fmt: skip
-        q, dA, of_A1, of_B1 = _retreat(step1, v1, y1, middle, q, dA, a, B, C, B_state, C_state, column, way, i + HALF, n, n_inside, states,
+        q, dA, of_A1, of_B1 = _retreat(step1, v1, y1, middle, q, dA, a, B, C, B_state, C_state, column, way, i + HALF,
+                                       n, n_inside, states,
                                        B_BYTES, C_BYTES, COLUMN_BYTES, TIGHT, R, HALF, NB, BC, MASKED)  # fmt: skip
-        q, dA, of_A0, of_B0 = _retreat(step0, v0, y0, h, q, dA, a, B, C, B_state, C_state, column, way, i, n, n_inside, states,
+        q, dA, of_A0, of_B0 = _retreat(step0, v0, y0, h, q, dA, a, B, C, B_state, C_state, column, way, i, n, n_inside,
+                                       states,
                                        B_BYTES, C_BYTES, COLUMN_BYTES, TIGHT, R, HALF, NB, BC, MASKED)  # fmt: skip
         of_A = glue(of_A0, of_A1, ROWS, BC)
         of_B = glue(of_B0, of_B1, ROWS, BC)

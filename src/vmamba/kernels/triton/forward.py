@@ -1,15 +1,14 @@
 """The forward kernels: aggregates of chunks, the carry from chunk to chunk, outputs.
 
 A walk of L places is cut into S chunks. Where S = 1 only `outputs` runs. Else `aggregates` computes for each chunk the
-sum of its steps and the state it would end in if it began with zero, `carry` makes of these the states that chunks begin
-with, in order, and `outputs` starts from them. Chunks are counted from the walk's start also where a direction runs it
-backwards, so that both directions of a pair work on the same pixels.
+sum of its steps and the state it would end in if it began with zero, `carry` makes of these the states that chunks
+begin with, in order, and `outputs` starts from them. Chunks are counted from the walk's start also where a
+direction runs it backwards, so that both directions of a pair work on the same pixels.
 
 Sizes and strides of a tensor ``t`` come as ``t_image, t_dir, t_channel`` (elements) and, a constant, ``T_BYTES`` from
 pixel to pixel. `vmamba.kernels.triton.launch` says what the other arguments are.
 """
 
-# mypy: disallow-untyped-defs=false
 from __future__ import annotations
 
 import triton
@@ -34,16 +33,15 @@ _LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 @kernel
 def outputs(
-    u, s, weight, bias, A, D, B, C, y, start, kept,
-    u_image, u_dir, u_channel, s_image, s_dir, s_channel, B_image, B_dir, B_state, C_image, C_dir, C_state,
-    y_image, y_dir, y_channel,
-    images, length, chunk, chunks, channels, states, state0, dirs, dir0, groups, backwards, add,
-    base0, mul0, shift0, stride0, jump0, base1, mul1, shift1, stride1, jump1,
+    u, s, weight, bias, A, D, B, C, y, start, kept, u_image, u_dir, u_channel, s_image, s_dir, s_channel, B_image,
+    B_dir, B_state, C_image, C_dir, C_state, y_image, y_dir, y_channel, images, length, chunk, chunks, channels, states,
+    state0, dirs, dir0, groups, backwards, add, base0, mul0, shift0, stride0, jump0, base1, mul1, shift1, stride1,
+    jump1,
     U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, Y_BYTES: tl.constexpr,
     R: tl.constexpr, RP: tl.constexpr, HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
-    V: tl.constexpr, SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr,
-    MASKED: tl.constexpr, GROUP: tl.constexpr, PAIR: tl.constexpr, SAVE: tl.constexpr, SKIP: tl.constexpr,
-    CB: tl.constexpr,
+    V: tl.constexpr, SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr,
+    EDGE: tl.constexpr, MASKED: tl.constexpr, GROUP: tl.constexpr, PAIR: tl.constexpr, SAVE: tl.constexpr,
+    SKIP: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """Write y of one chunk and channel block, PAIR directions after each other over memory that stays in the cache."""
     blocks = tl.cdiv(channels, BC)
@@ -91,27 +89,25 @@ def outputs(
                 if i % GROUP == 0:
                     tl.store(kept + (t0 + i) // GROUP * h_size + h_at, h, h_mask)
             h = _tile(
-                u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, B_state, C_state, high, low, of_bias, a, d, h, way, i, row,
-                c, row < BT, inside, n_inside, more,
-                U_BYTES, S_BYTES, B_BYTES, C_BYTES, Y_BYTES, R, HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, CB,
-                False,
+                u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, B_state, C_state, high, low, of_bias, a,
+                d, h, way, i, row, c, row < BT, inside, n_inside, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, Y_BYTES, R,
+                HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, CB, False,
             )  # fmt: skip
         if full < count:
             if SAVE:
                 if full % GROUP == 0:
                     tl.store(kept + (t0 + full) // GROUP * h_size + h_at, h, h_mask)
             _tile(
-                u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, B_state, C_state, high, low, of_bias, a, d, h, way, full,
-                row, c, full + row < count, inside, n_inside, more,
-                U_BYTES, S_BYTES, B_BYTES, C_BYTES, Y_BYTES, R, HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, CB,
-                True,
+                u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, B_state, C_state, high, low, of_bias, a,
+                d, h, way, full, row, c, full + row < count, inside, n_inside, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES,
+                Y_BYTES, R, HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, CB, True,
             )  # fmt: skip
 
 
 @triton.jit
 def _tile(
-    u, s, B, C, y, u_channel, s_channel, y_channel, B_state, C_state, high, low, bias, a, d, h, way, i, row, c, valid, inside, n_inside,
-    more,
+    u, s, B, C, y, u_channel, s_channel, y_channel, B_state, C_state, high, low, bias, a, d, h, way, i, row, c, valid,
+    inside, n_inside, more,
     U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, Y_BYTES: tl.constexpr,
     R: tl.constexpr, HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, V: tl.constexpr,
     SOFTPLUS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr,
@@ -140,66 +136,68 @@ def _tile(
 
 @kernel
 def aggregates(
-    u, s, weight, bias, A, B, sums, ends,
-    u_image, u_dir, u_channel, s_image, s_dir, s_channel, B_image, B_dir, B_state,
-    images, length, chunk, chunks, channels, states, state0, dirs, backwards,
-    base0, mul0, shift0, stride0, jump0, base1, mul1, shift1, stride1, jump1,
+    u, s, weight, bias, A, B, sums, ends, u_image, u_dir, u_channel, s_image, s_dir, s_channel, B_image, B_dir, B_state,
+    images, length, chunk, chunks, channels, states, state0, dirs, backwards, base0, mul0, shift0, stride0, jump0,
+    base1, mul1, shift1, stride1, jump1,
     U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
     HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, V: tl.constexpr, SOFTPLUS: tl.constexpr,
     BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr,
-    ADJOINT: tl.constexpr,
+    PAIR: tl.constexpr, ADJOINT: tl.constexpr,
 ):  # fmt: skip
-    """Write the sum of steps and the end state of one chunk that begins with zero, for one direction.
+    """Write the sum of steps and the end state of one chunk that begins with zero, PAIR directions after each other.
 
-    ADJOINT does the same for the adjoint state: u is dy, B is C, and ``backwards`` the directions that it runs backwards.
+    ADJOINT does the same for the adjoint state: u is dy, B is C, and ``backwards`` says where that runs backwards.
     """
     blocks = tl.cdiv(channels, BC)
     pid = tl.program_id(0).to(tl.int64)
     c = (pid % blocks).to(tl.int32) * BC + tl.arange(0, BC)
     pid = pid // blocks
     chunk_id = (pid % chunks).to(tl.int32)
-    pid = pid // chunks  # image·dirs + k
-    k = (pid % dirs).to(tl.int32)
-    image = pid // dirs
-    far = k.to(tl.int64)
+    pid = pid // chunks
+    group = (pid % (dirs // PAIR)).to(tl.int32)
+    image = pid // (dirs // PAIR)
     inside = c < channels
     n = state0 + tl.arange(0, NB)
     n_inside = n < states
     row = tl.arange(0, BT)
     t0 = chunk_id * chunk
     count = tl.minimum(chunk, length - t0)
-    way = way_of(k, backwards, t0, count, base0, mul0, shift0, stride0, jump0, base1, mul1, shift1, stride1, jump1)
-    u_at = u + image * u_image + far * u_dir
-    s_at = s + image * s_image + far * s_dir
-    B_at = B + image * B_image + far * B_dir + state0 * B_state
-    high, low, of_bias, a = parameters(weight, bias, A, k, c, n, inside, n_inside, channels, states,
-                                       s.dtype.element_ty, R, RP, HALF, BIAS, BC)  # fmt: skip
-    h = tl.zeros([NB, BC], tl.float32)
-    total = tl.zeros([BT, BC], tl.float32)
-    full = count // BT * BT
-    for i in range(0, full, BT):
-        h, total = _aggregate(
-            u_at, s_at, B_at, u_channel, s_channel, B_state, high, low, of_bias, a, h, total, way, i, row, c, row < BT, inside,
-            n_inside, U_BYTES, S_BYTES, B_BYTES, R, HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, ADJOINT, False,
-        )  # fmt: skip
-    if full < count:
-        h, total = _aggregate(
-            u_at, s_at, B_at, u_channel, s_channel, B_state, high, low, of_bias, a, h, total, way, full, row, c,
-            full + row < count, inside,
-            n_inside, U_BYTES, S_BYTES, B_BYTES, R, HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, ADJOINT, True,
-        )  # fmt: skip
-    at = chunk_id * images.to(tl.int64) * dirs + pid
-    tl.store(sums + at * channels + c, tl.sum(total, 0), inside)
-    tl.store(ends + (at * states + n[:, None]) * channels + c[None, :], h, inside[None, :] & n_inside[:, None])
+
+    for half in range(PAIR):
+        k = group + half * 2
+        far = k.to(tl.int64)
+        way = way_of(k, backwards, t0, count, base0, mul0, shift0, stride0, jump0, base1, mul1, shift1, stride1, jump1)
+        u_at = u + image * u_image + far * u_dir
+        s_at = s + image * s_image + far * s_dir
+        B_at = B + image * B_image + far * B_dir + state0 * B_state
+        high, low, of_bias, a = parameters(weight, bias, A, k, c, n, inside, n_inside, channels, states,
+                                           s.dtype.element_ty, R, RP, HALF, BIAS, BC)  # fmt: skip
+        h = tl.zeros([NB, BC], tl.float32)
+        total = tl.zeros([BT, BC], tl.float32)
+        full = count // BT * BT
+        for i in range(0, full, BT):
+            h, total = _aggregate(
+                u_at, s_at, B_at, u_channel, s_channel, B_state, high, low, of_bias, a, h, total, way, i, row, c,
+                row < BT, inside, n_inside, U_BYTES, S_BYTES, B_BYTES, R, HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT,
+                EDGE, MASKED, ADJOINT, False,
+            )  # fmt: skip
+        if full < count:
+            h, total = _aggregate(
+                u_at, s_at, B_at, u_channel, s_channel, B_state, high, low, of_bias, a, h, total, way, full, row, c,
+                full + row < count, inside, n_inside, U_BYTES, S_BYTES, B_BYTES, R, HALF, NB, BT, BC, V, SOFTPLUS,
+                DENSE, TIGHT, EDGE, MASKED, ADJOINT, True,
+            )  # fmt: skip
+        at = (chunk_id * images.to(tl.int64) + image) * dirs + k
+        tl.store(sums + at * channels + c, tl.sum(total, 0), inside)
+        tl.store(ends + (at * states + n[:, None]) * channels + c[None, :], h, inside[None, :] & n_inside[:, None])
 
 
 @triton.jit
 def _aggregate(
     u, s, B, u_channel, s_channel, B_state, high, low, bias, a, h, total, way, i, row, c, valid, inside, n_inside,
     U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr,
-    NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, V: tl.constexpr, SOFTPLUS: tl.constexpr,
-    DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr, ADJOINT: tl.constexpr,
-    TAIL: tl.constexpr,
+    NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, V: tl.constexpr, SOFTPLUS: tl.constexpr, DENSE: tl.constexpr,
+    TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr, ADJOINT: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     pixel = place(way, i + row)
     x = load_tile(cells(u, pixel, U_BYTES, c, u_channel, V, DENSE), valid, inside, EDGE, TAIL)
@@ -214,7 +212,7 @@ def _aggregate(
 
 @kernel
 def carry(sums, ends, A, rows, chunks, channels, states, dirs, backwards, BC: tl.constexpr):
-    """Replace the end states of chunks by the states that chunks begin with, in order, for one state of one direction."""
+    """Replace the end states of chunks by the states that chunks begin with, in order, one state of one direction."""
     blocks = tl.cdiv(channels, BC)
     pid = tl.program_id(0).to(tl.int64)
     c = (pid % blocks).to(tl.int32) * BC + tl.arange(0, BC)

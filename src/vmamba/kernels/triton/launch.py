@@ -1,4 +1,4 @@
-"""One scan on a GPU, for both operators: its tensors as the kernels take them, and the launches forward and backward."""
+"""One scan on a GPU, for both operators: its tensors as the kernels take them, and the launches both ways."""
 
 from __future__ import annotations
 
@@ -139,8 +139,8 @@ class Scan:
         width, blocks = self.rank + 2 * self.states, self._blocks(tile)
         shape = (blocks, self.images, self.length, self.directions, width)
         columns = workspace(math.prod(shape)).view(shape)
-        shape = (self.images * p.chunks, self.directions, self.rank + 2 + self.states, self.channels)
-        parts = workspace(math.prod(shape)).view(shape)
+        held = (self.images * p.chunks, self.directions, self.rank + 2 + self.states, self.channels)
+        parts = workspace(math.prod(held)).view(held)
         side = 1 if self.merged else self.directions
         programs = self.images * side * p.chunks * blocks
         tiles = p.group // tile.rows
@@ -164,7 +164,7 @@ class Scan:
 
     def _beside(self) -> int:
         """How many numbers C stands behind B where both are parts of one tensor, or 0."""
-        apart = self.C.storage_offset() - self.B.storage_offset()
+        apart = int(self.C.storage_offset() - self.B.storage_offset())
         same = self.B.untyped_storage()._cdata == self.C.untyped_storage()._cdata
         return apart if same and self.B.stride() == self.C.stride() and self.states == 1 and 0 < apart < 16 else 0
 
@@ -173,16 +173,17 @@ class Scan:
         p, tile, rows = self.plan, self.plan.forward, self.images * self.directions
         sums = workspace(p.chunks * rows * self.channels)
         ends = workspace(p.chunks * rows * self.states * self.channels)
+        pair = 2 if self.merged else 1
         backwards = self.walked.backwards
         if adjoint:
             backwards ^= (1 << self.directions) - 1
         for state0 in range(0, self.states, tile.states):
-            forward.aggregates[(rows * p.chunks * self._blocks(tile),)](
+            forward.aggregates[(rows // pair * p.chunks * self._blocks(tile),)](
                 u, self.steps, self.weight, self.bias, self.A, B, sums, ends,
                 *_strides(u), *_strides(self.steps), *_strides(B),
                 self.images, self.length, p.chunk, p.chunks, self.channels, self.states, state0, self.directions,
                 backwards, *self.walked.walks[0], *self.walked.walks[1],
-                **self._constants(tile, u, u, B), ADJOINT=adjoint,
+                **self._constants(tile, u, u, B), PAIR=pair, ADJOINT=adjoint,
             )  # fmt: skip
         blocks = -(-self.channels // _CARRY_BLOCK)
         forward.carry[(rows * self.states * blocks,)](
@@ -242,4 +243,4 @@ def _packed(t: Tensor) -> int:
 
 def _offset(t: Tensor) -> int:
     """Elements from an address that every alignment divides."""
-    return t.storage_offset() if t.is_meta else t.data_ptr() // t.element_size()
+    return int(t.storage_offset()) if t.is_meta else t.data_ptr() // t.element_size()

@@ -131,7 +131,8 @@ def plan(images: int, directions: int, length: int, channels: int, states: int, 
     chunks = 1
     while tasks * chunks < _PROGRAMS_PER_SM * processors and length >= 2 * chunks * _LEAST_PLACES:
         chunks *= 2
-    chunk = -(-(-(-length // chunks)) // group) * group
+    places = -(-length // chunks)
+    chunk = -(-places // group) * group
     return Plan(forward, backward, group, chunk, -(-length // chunk))
 
 

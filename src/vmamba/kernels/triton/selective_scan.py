@@ -25,7 +25,8 @@ def saved_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
 
 def _by_place(t: Tensor, directions: int) -> Tensor:
     """View ``(b, k·d, l)`` as ``(b, k, l, d)``."""
-    return t.unflatten(1, (directions, -1)).transpose(2, 3)
+    by_place: Tensor = t.unflatten(1, (directions, -1)).transpose(2, 3)
+    return by_place
 
 
 def _scan(

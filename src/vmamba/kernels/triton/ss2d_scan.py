@@ -1,4 +1,4 @@
-"""The fused 2-d scan on a GPU: four directions over channels-last memory, the step projection inside, summed in place."""
+"""The fused 2-d scan on a GPU: four directions over channels-last memory, projected inside, summed in place."""
 
 from __future__ import annotations
 

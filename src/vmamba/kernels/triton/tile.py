@@ -1,4 +1,4 @@
-"""What the scan's Triton kernels are made of: walks over the map, tiles of steps, and the recurrence along a tile's rows.
+"""What the scan's Triton kernels are made of: walks over the map, tiles of steps, the recurrence along their rows.
 
 A tile is ``[BT, BC]``: BT consecutive places of a walk, BC = 32·V channels. One warp holds it, each lane V channels of
 all rows, so that the recurrence over rows needs no exchange between lanes. Rows are taken out of a tile by halving it
@@ -7,7 +7,6 @@ again and again, which costs nothing: they are different registers of the same l
 The kernels use exp2 and multiply-adds only, which also the interpreter (``TRITON_INTERPRET=1``) has.
 """
 
-# mypy: disallow-untyped-defs=false
 from __future__ import annotations
 
 import triton
@@ -221,8 +220,9 @@ def advance(step, v, h, a, B, C, B_state, C_state, way, i, n_inside, B_BYTES: tl
 
 
 @triton.jit
-def parameters(weight, bias, A, k, c, n, inside, n_inside, channels, states, dtype: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-               HALF: tl.constexpr, BIAS: tl.constexpr, BC: tl.constexpr):  # fmt: skip
+def parameters(weight, bias, A, k, c, n, inside, n_inside, channels, states, dtype: tl.constexpr,
+               R: tl.constexpr, RP: tl.constexpr, HALF: tl.constexpr, BIAS: tl.constexpr,
+               BC: tl.constexpr):  # fmt: skip
     """A block's weight (`split_weight`), bias, and A in powers of two ``[NB, BC]``; zero beyond its channels."""
     kc = k * channels + c
     a = (

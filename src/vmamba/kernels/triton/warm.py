@@ -33,15 +33,21 @@ class _Recorder:
 
 
 def launches(
-    model: nn.Module, images: Sequence[int], dtype: torch.dtype = torch.float32, *, training: bool = True
+    model: nn.Module,
+    images: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    *,
+    training: bool = True,
+    distinct: bool = True,
 ) -> list[Launch]:
-    """What the scans of ``model`` launch on a GPU for one batch, a launch for each kernel; nothing runs.
+    """What the scans of ``model`` launch on a GPU for one batch; nothing runs.
 
     Args:
         model: any module with `SS2D` layers that takes images; on any device.
         images: shape of the batch, ``(b, c, h, w)``.
         dtype: of the activations: float32, or autocast's.
         training: with what backward launches.
+        distinct: one launch for each kernel instead of all.
     """
     recorder = _Recorder()
     shapes = copy.deepcopy(model).to("meta")
@@ -51,7 +57,7 @@ def launches(
         for tensors, scan_mode, softplus in recorder.calls:
             x, x_dbl, *parameters = tensors
             _launch(x.to(dtype), x_dbl.to(dtype), parameters, scan_mode, softplus, training)
-    return list({one.key: one for one in collected}.values())
+    return list({one.key: one for one in collected}.values()) if distinct else collected
 
 
 def _launch(
