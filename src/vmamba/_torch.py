@@ -104,6 +104,12 @@ def constant_in_graphs(function: _Function) -> _Function:
     return function
 
 
+@constant_in_graphs
+def is_functorch_traced() -> bool:
+    """`is_functorch_active` while `torch.compile` traces, which enters transforms as it goes; no node of the graph."""
+    return is_functorch_active()
+
+
 def without_autocast(device: str) -> AbstractContextManager[object]:
     """A context without autocast on ``device``; nothing at all where there is none, so that no graph holds it."""
     try:

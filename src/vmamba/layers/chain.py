@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from vmamba._torch import is_plain_module
+from vmamba.functional import gpu
 from vmamba.functional.cpu import takes_kernels
 from vmamba.functional.depthwise import depthwise3x3
 from vmamba.functional.mlp import mlp_gelu
@@ -18,10 +19,10 @@ _Step = Callable[[Tensor], Tensor]
 def chain(x: Tensor, *modules: nn.Module) -> Tensor:
     """``modules[-1](… modules[0](x))``.
 
-    In an ordinary float32 call on a CPU, modules that a function of `vmamba.functional` computes together are computed
+    In an ordinary call, float32 on a CPU, modules that a function of `vmamba.functional` computes together are computed
     by it. Modules with hooks, patched ones and subclasses are always called themselves.
     """
-    for step in _fused(modules) if takes_kernels(x) else modules:
+    for step in _fused(modules) if takes_kernels(x) or gpu.takes_kernels(x) else modules:
         x = step(x)
     return x
 
