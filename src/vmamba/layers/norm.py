@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
+from vmamba._torch import is_plain_module
 from vmamba.errors import ConfigError, nearest
+from vmamba.functional.norm import layer_norm
 
 #: Upstream's names. ``ln`` and ``ln2d`` differ in layout only, so they build the same norm here.
 NORMS = ("ln", "ln2d", "bn")
@@ -19,11 +21,17 @@ class LayerNorm(nn.LayerNorm):
     The scan's output is float32 whatever the module's dtype; a module cast to bfloat16 as a whole must still run.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(…, c) → (…, c)`` in the dtype of ``x``."""
-        weight = None if self.weight is None else self.weight.to(x.dtype)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """``(…, c) → (…, c)`` in the dtype of ``x``, or converted to ``dtype``."""
+        return layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps, dtype)
+
+
+def normed(norm: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``norm(x)`` in ``dtype``: by one kernel where that can be and nobody looks at what is between."""
+    if is_plain_module(norm, LayerNorm):
+        return norm(x, dtype)  # type: ignore[no-any-return]
+    y: Tensor = norm(x)
+    return y.to(dtype)
 
 
 class LayerNorm2d(nn.LayerNorm):

@@ -14,7 +14,7 @@ from vmamba.layers.activation import SoftmaxOverPlaces, make_activation
 from vmamba.layers.basic import Conv2d, Pointwise
 from vmamba.layers.chain import chain
 from vmamba.layers.forward_type import ForwardType, OutNorm
-from vmamba.layers.norm import LayerNorm
+from vmamba.layers.norm import LayerNorm, normed
 from vmamba.layers.ssm_init import DIRECTIONS, init_projection_weight, init_scan_parameters
 from vmamba.scan import cascade_scan, ss2d_scan
 from vmamba.scan.dispatch import ambient, check_name
@@ -132,7 +132,7 @@ class SS2D(nn.Module):
             z = self.act(z) if kind.gate_act else z
         x = self.act(x) if self.conv2d is None else chain(x, self.conv2d, self.act)
         # The scan's output stays float32 through the norm and takes the layer's dtype after it.
-        y = self.out_act(self.out_norm(self.scan(x)).to(x.dtype))
+        y = self.out_act(normed(self.out_norm, self.scan(x), x.dtype))
         y = y if z is None else y * z
         out: Tensor = self.dropout(self.out_proj(y))
         return out

@@ -1,0 +1,196 @@
+"""Layer norm over channels on a GPU, with the conversion of its result to another dtype inside, both ways.
+
+A program of one warp goes through groups of rows; with more than 1024 channels a program has more warps. Means and
+variances are of a row that lies in registers, so each pass reads its inputs once. Sums over rows are partial sums that
+are added in order: the same call gives the same bits.
+
+Counted, not measured, for a float32 x and a 16-bit y, which are the least: forward reads 4 and writes 2 bytes an
+element, backward reads 4 + 2 and writes 4. Norm and conversion one after the other move 14, and 26 back.
+Instructions an element for 96 channels are 27 forward and 38 backward, fewer for more of them (compiled for sm_90).
+"""
+
+# mypy: disallow-untyped-defs=false
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vmamba.kernels.triton.plan import processors
+from vmamba.kernels.triton.tile import kernel
+
+MOST_CHANNELS = 4096
+_PROGRAMS_PER_SM = 32
+_ELEMENTS = 512  # of a warp at once: 64 bytes a lane are on their way in float32
+
+
+@triton.jit
+def _rows(pid, rows, channels, c, ROWS: tl.constexpr):
+    """Which rows a group has, whether they are there, and where their elements lie."""
+    row = pid * ROWS + tl.arange(0, ROWS)
+    return row, row < rows, row[:, None] * channels + c[None, :]
+
+
+@triton.jit
+def _mask(there, inside, V: tl.constexpr):
+    return tl.max_constancy(there[:, None] & inside[None, :], [1, V])
+
+
+@kernel
+def normalize(
+    x, weight, bias, y, mean, rstd, rows, channels, groups, eps,
+    WEIGHT: tl.constexpr, BIAS: tl.constexpr, SAVE: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr, V: tl.constexpr,
+):  # fmt: skip
+    """``y = (x - mean) · rstd · weight + bias`` for some groups of rows."""
+    first = tl.program_id(0).to(tl.int64) * groups
+    c = tl.arange(0, BC)
+    inside = c < channels
+    w = tl.load(weight + c, inside, 0.0).to(tl.float32)[None, :] if WEIGHT else 1.0
+    b = tl.load(bias + c, inside, 0.0).to(tl.float32)[None, :] if BIAS else 0.0
+    size: tl.constexpr = V * x.dtype.element_ty.primitive_bitwidth // 8
+    y_size: tl.constexpr = V * y.dtype.element_ty.primitive_bitwidth // 8
+    for group in range(groups):
+        row, there, at = _rows(first + group, rows, channels, c, ROWS)
+        mask = _mask(there, inside, V)
+        x_at = tl.max_contiguous(tl.multiple_of(x + at, [size, size]), [1, V])
+        found = tl.load(x_at, mask, 0.0).to(tl.float32)
+        middle = tl.sum(found, 1) / channels
+        apart = tl.where(mask, found - middle[:, None], 0.0)
+        scale = tl.rsqrt(tl.sum(apart * apart, 1) / channels + eps)
+        if SAVE:
+            tl.store(mean + row, middle, there)
+            tl.store(rstd + row, scale, there)
+        out = apart * scale[:, None] * w + b
+        y_at = tl.max_contiguous(tl.multiple_of(y + at, [y_size, y_size]), [1, V])
+        tl.store(y_at, out.to(y.dtype.element_ty), mask)
+
+
+@kernel
+def gradients(
+    dy, x, weight, mean, rstd, dx, parts, rows, channels, groups,
+    WEIGHT: tl.constexpr, SUMS: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr, V: tl.constexpr,
+):  # fmt: skip
+    """``dx`` for some groups of rows, and their parts of the gradients of weight and bias."""
+    pid = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, BC)
+    inside = c < channels
+    w = tl.load(weight + c, inside, 0.0).to(tl.float32)[None, :] if WEIGHT else 1.0
+    x_size: tl.constexpr = V * x.dtype.element_ty.primitive_bitwidth // 8
+    y_size: tl.constexpr = V * dy.dtype.element_ty.primitive_bitwidth // 8
+    d_weight, d_bias = tl.zeros([ROWS, BC], tl.float32), tl.zeros([ROWS, BC], tl.float32)
+    for group in range(groups):
+        row, there, at = _rows(pid * groups + group, rows, channels, c, ROWS)
+        mask = _mask(there, inside, V)
+        x_at = tl.max_contiguous(tl.multiple_of(x + at, [x_size, x_size]), [1, V])
+        y_at = tl.max_contiguous(tl.multiple_of(dy + at, [y_size, y_size]), [1, V])
+        found = tl.load(x_at, mask, 0.0).to(tl.float32)
+        slope = tl.load(y_at, mask, 0.0).to(tl.float32)
+        scale = tl.load(rstd + row, there, 0.0)[:, None]
+        normal = tl.where(mask, (found - tl.load(mean + row, there, 0.0)[:, None]) * scale, 0.0)
+        if SUMS:
+            d_weight += slope * normal
+            d_bias += slope
+        slope *= w
+        along = tl.sum(slope * normal, 1)[:, None] / channels
+        level = tl.sum(slope, 1)[:, None] / channels
+        out = (slope - level - normal * along) * scale
+        dx_at = tl.max_contiguous(tl.multiple_of(dx + at, [x_size, x_size]), [1, V])
+        tl.store(dx_at, out.to(dx.dtype.element_ty), mask)
+    if SUMS:
+        part = parts + pid * 2 * channels + c
+        tl.store(part, tl.sum(d_weight, 0), inside)
+        tl.store(part + channels, tl.sum(d_bias, 0), inside)
+
+
+class _Cut(NamedTuple):
+    """How a call is cut into programs: fixed by its sizes and the number of multiprocessors."""
+
+    rows: int  # of a group
+    block: int
+    warps: int
+    groups: int  # of a program
+    programs: int
+
+    def constants(self, *tensors: Tensor) -> dict[str, int]:
+        numbers = [tensors[0].shape[-1], *(t.data_ptr() // t.element_size() for t in tensors)]
+        lanes = next(n for n in (4, 2, 1) if all(number % n == 0 for number in numbers))
+        return {"ROWS": self.rows, "BC": self.block, "V": lanes, "num_warps": self.warps, "num_stages": 1}
+
+
+def _cut(x: Tensor, rows_per_program: int) -> _Cut:
+    channels = x.shape[-1]
+    rows = x.numel() // channels
+    block = 1 << (channels - 1).bit_length()
+    warps = max(1, block // 1024)
+    at_once = min(32, max(1, _ELEMENTS // block))
+    groups = -(-rows // at_once)
+    # As many programs as keep the machine busy, but none with less to do than it takes to begin and end.
+    per_program = max(-(-rows_per_program // at_once), -(-groups // (_PROGRAMS_PER_SM * processors(x.device))))
+    return _Cut(at_once, block, warps, per_program, -(-groups // per_program))
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    y: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+) -> None:
+    """Fill ``y``, and ``mean`` and ``rstd`` where they are given; not for empty tensors.
+
+    Args:
+        x: ``(…, c)``, contiguous; float32, bfloat16 or float16; c at most `MOST_CHANNELS`.
+        weight, bias: ``(c)``, in any of these dtypes, or None.
+        eps: added to the variance.
+        y: as ``x``, in any of these dtypes.
+        mean, rstd: ``(rows)``, float32: what backward needs; both or none.
+    """
+    cut = _cut(x, 4)
+    normalize[(cut.programs,)](
+        x, _contiguous(weight), _contiguous(bias), y, y if mean is None else mean, y if rstd is None else rstd,
+        x.numel() // x.shape[-1], x.shape[-1], cut.groups, eps,
+        WEIGHT=weight is not None, BIAS=bias is not None, SAVE=mean is not None, **cut.constants(x, y),
+    )  # fmt: skip
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    dx: Tensor,
+    sums: bool,
+    workspace: Callable[[int], Tensor],
+) -> Tensor | None:
+    """Fill ``dx``; not for empty tensors.
+
+    Args:
+        dy: ``(…, c)``, contiguous, in any of these dtypes.
+        x, weight, mean, rstd: as `forward` had them.
+        dx: as ``x``.
+        sums: whether the gradients of weight and bias are wanted.
+        workspace: makes float32 memory for this call.
+
+    Returns:
+        The parts of those, to be added, ``(parts, 2·c)``; None where they are not wanted.
+    """
+    cut, channels = _cut(x, 16), x.shape[-1]
+    shape = (cut.programs, 2 * channels)
+    parts = workspace(math.prod(shape)).view(shape) if sums else None
+    gradients[(cut.programs,)](
+        dy, x, _contiguous(weight), mean, rstd, dx, mean if parts is None else parts,
+        x.numel() // channels, channels, cut.groups,
+        WEIGHT=weight is not None, SUMS=sums, **cut.constants(x, dy, dx),
+    )  # fmt: skip
+    return parts
+
+
+def _contiguous(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
