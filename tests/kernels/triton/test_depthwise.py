@@ -22,7 +22,7 @@ from vmamba.layers.chain import chain
 
 kernels = pytest.importorskip("vmamba.kernels.triton.depthwise")
 interpreted = pytest.mark.skipif(
-    type(kernels.convolve).__name__ != "InterpretedFunction" and not torch.cuda.is_available(),
+    not kernels.convolve.interpreted and not torch.cuda.is_available(),
     reason="the kernels were imported before the interpreter was asked for",
 )
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vmamba.kernels.triton.plan import processors
-from vmamba.kernels.triton.tile import kernel
+from vmamba.kernels.triton.jit import kernel
 
 MOST_CHANNELS = 4096
 _PROGRAMS_PER_SM = 32
