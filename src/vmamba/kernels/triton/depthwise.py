@@ -15,7 +15,6 @@ Counted, not measured, per element in 16 / 32 bits:
   SiLU g is dy, and they are 8 / 16 bytes.
 """
 
-# mypy: disallow-untyped-defs=false
 from __future__ import annotations
 
 import math

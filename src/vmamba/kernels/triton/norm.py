@@ -9,7 +9,6 @@ element, backward reads 4 + 2 and writes 4. Norm and conversion one after the ot
 Instructions an element for 96 channels are 27 forward and 38 backward, fewer for more of them (compiled for sm_90).
 """
 
-# mypy: disallow-untyped-defs=false
 from __future__ import annotations
 
 import math
