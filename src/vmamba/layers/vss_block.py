@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vmamba.layers.basic import DropPath
+from vmamba._torch import is_plain_module
+from vmamba.functional import gpu
+from vmamba.layers.basic import DropPath, Pointwise
 from vmamba.layers.mlp import GatedMlp, Mlp
-from vmamba.layers.norm import make_norm
+from vmamba.layers.norm import make_norm, normed
 from vmamba.layers.ss2d import SS2D
 from vmamba.scan.dispatch import ambient, backend
 
@@ -109,8 +111,28 @@ class VSSBlock(nn.Module):
         return x
 
     def _branch(self, x: Tensor, norm: nn.Module, module: nn.Module) -> Tensor:
-        y: Tensor = self.drop_path(norm(module(x)) if self.post_norm else module(norm(x)))
+        y: Tensor = self.drop_path(norm(module(x)) if self.post_norm else module(_norm_for(module, norm, x)))
         return y
+
+
+def _norm_for(module: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """``norm(x)``, on a GPU in what autocast converts it to next, if ``module`` begins with a product of ours.
+
+    Autocast has norms write float32, which that product would read again to convert it.
+    """
+    dtype = gpu.autocast_dtype(x) if gpu.takes_kernels(x) else None
+    if dtype is None or not _begins_with_product(module):
+        y: Tensor = norm(x)
+        return y
+    return normed(norm, x, dtype)
+
+
+def _begins_with_product(module: nn.Module) -> bool:
+    if is_plain_module(module, SS2D):
+        return is_plain_module(module.in_proj, Pointwise)  # type: ignore[arg-type]
+    if is_plain_module(module, Mlp) or is_plain_module(module, GatedMlp):
+        return is_plain_module(module.fc1, Pointwise)  # type: ignore[arg-type]
+    return False
 
 
 class _SameBackend:

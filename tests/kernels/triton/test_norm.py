@@ -14,7 +14,7 @@ from triton_tools import DTYPES, assert_near, assert_small, compiled, leaves, ra
 from vmamba.functional import gpu
 from vmamba.functional import norm as choice
 from vmamba.functional.norm import layer_norm
-from vmamba.layers import SS2D
+from vmamba.layers import SS2D, VSSBlock
 from vmamba.layers.norm import LayerNorm, normed
 
 kernels = pytest.importorskip("vmamba.kernels.triton.norm")
@@ -208,6 +208,34 @@ def test_ss2d_takes_one_kernel_for_norm_and_conversion(calls: list[str]) -> None
         assert calls == ["forward"]
         layer.out_norm.register_forward_hook(lambda *_: None)
         torch.testing.assert_close(layer(x), got, rtol=1e-5, atol=1e-6)
+
+
+@interpreted
+@pytest.mark.parametrize("gmlp", [False, True])
+def test_a_block_under_autocast_norms_into_the_dtype_of_its_products(gmlp: bool, calls: list[str]) -> None:
+    torch.manual_seed(0)
+    block = VSSBlock(6, ssm_d_state=1, ssm_conv=1, forward_type="v05_noz", gmlp=gmlp, selective_scan_backend="torch")
+    block.to(DEVICE)
+    x, made = random(1, 3, 4, 6).to(DEVICE), []
+    run = choice._forward
+
+    def recorded(*args: Any) -> Tensor:
+        made.append(args[4])
+        return run(*args)
+
+    choice._forward = recorded  # type: ignore[assignment]
+    try:
+        with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
+            got = block(x)
+            assert made == [torch.bfloat16] * 3
+            made.clear()
+            for module in (block.op, block.mlp):
+                module.register_forward_hook(lambda *_: None)
+            want = block(x)
+    finally:
+        choice._forward = run
+    assert made == [torch.float32, torch.bfloat16, torch.float32]  # the one between is SS2D's own
+    assert_near("the output", got, want.double(), 2e-2)  # the interpreter cuts bits off where the GPU rounds
 
 
 # ---- what the compiler makes of them -------------------------------------------------------------------------------
