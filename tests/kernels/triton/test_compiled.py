@@ -15,7 +15,7 @@ import torch
 
 import vmamba
 from vmamba.errors import BackendError
-from vmamba.kernels.triton import warm
+from vmamba.inference import warm
 
 _PROGRAM = Path(__file__).with_name("compile_kernels.py")
 #: One block of a stage: 192 channels, a rank of 12.

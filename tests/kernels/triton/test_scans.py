@@ -84,7 +84,9 @@ def test_every_mode(mode: str) -> None:
     ("sizes", "dtype"),
     [
         ((1, 3, 4, 3, 2, 3), torch.float32),
-        pytest.param((2, 1, 4, 8, 1, 16), torch.float32, marks=pytest.mark.long),  # more states than one pass of backward computes
+        pytest.param(
+            (2, 1, 4, 8, 1, 16), torch.float32, marks=pytest.mark.long
+        ),  # more states than one pass of backward computes
         pytest.param((1, 2, 3, 5, 2, 19), torch.float32, marks=pytest.mark.long),  # or of forward
         pytest.param((1, 5, 5, 64, 3, 1), torch.float16, marks=pytest.mark.long),  # two channels a lane
         ((1, 3, 3, 8, 17, 1), torch.bfloat16),
@@ -177,7 +179,10 @@ def test_the_operators_keep_their_contract() -> None:
         d = given[0].shape[-1]
         weight, bias, A, D = (None if p is None else p.view(4, 8, -1)[:, :d] for p in parameters)
         assert weight is not None
-        arguments = (*given, weight, bias[..., 0], A.reshape(4 * d, 1), D.reshape(-1), [0, 1, 6, 7], True, True)  # type: ignore[index,union-attr]
+        assert bias is not None
+        assert A is not None
+        assert D is not None
+        arguments = (*given, weight, bias[..., 0], A.reshape(4 * d, 1), D.reshape(-1), [0, 1, 6, 7], True, True)
         torch.library.opcheck(torch.ops.vmamba.ss2d_scan.default, arguments)
 
 

@@ -25,8 +25,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vmamba.kernels.triton.plan import processors
 from vmamba.kernels.triton.jit import kernel
+from vmamba.kernels.triton.plan import processors
 
 TAPS = 9
 _BLOCK = 32  # channels of a program: 64 bytes of a pixel in 16 bits; more of them would leave fewer columns to share

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import torch
 import triton
 from torch import Tensor
 
@@ -95,6 +96,10 @@ class Scan:
 
     def forward(self, y: Tensor, saved: Tensor | None, workspace: Callable[[int], Tensor]) -> str:
         """Fill ``y (b, k, l, d)``, float32, and ``saved``."""
+        with torch.cuda.device_of(self.u):  # Triton launches on the current device
+            return self._forward(y, saved, workspace)
+
+    def _forward(self, y: Tensor, saved: Tensor | None, workspace: Callable[[int], Tensor]) -> str:
         p, tile = self.plan, self.plan.forward
         start = y
         if p.chunks > 1:
@@ -134,6 +139,12 @@ class Scan:
             saved: what `forward` filled.
             workspace: makes memory for this call.
         """
+        with torch.cuda.device_of(self.u):
+            return self._backward(dy, saved, du, ds, workspace)
+
+    def _backward(
+        self, dy: Tensor, saved: Tensor, du: Tensor, ds: Tensor | None, workspace: Callable[[int], Tensor]
+    ) -> Gradients:
         p, tile = self.plan, self.plan.backward
         start = self._carried(dy, self.C, adjoint=True, workspace=workspace) if p.chunks > 1 else dy
         width, blocks = self.rank + 2 * self.states, self._blocks(tile)

@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vmamba.kernels.triton.plan import processors
 from vmamba.kernels.triton.jit import kernel
+from vmamba.kernels.triton.plan import processors
 
 MOST_CHANNELS = 4096
 _PROGRAMS_PER_SM = 32
