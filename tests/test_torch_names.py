@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import vmamba
 from vmamba import _torch
@@ -26,16 +29,16 @@ NAMES = [
     ("torch.nn.modules.module", "_has_any_global_hook"),
     ("torch.autograd.forward_ad", "_current_level"),
     ("torch.compiler", "is_exporting"),
+    ("torch.compiler", "_is_exporting_flag"),
 ]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("owner", "name"), [*NAMES, ("", "")])
-def test_without_a_name_everything_but_what_it_tells_works(owner: str, name: str) -> None:
+def test_without_all_of_them_a_model_works() -> None:
     script = f"""
 import importlib, torch
 import torch.utils._python_dispatch, torch.autograd.forward_ad, torch.nn.modules.module
-names = {NAMES if not name else [(owner, name)]!r}
+names = {NAMES!r}
 # What torch itself does with them is not the question: they vanish while the package looks for them.
 kept = [(importlib.import_module(owner), name) for owner, name in names]
 kept = [(module, name, getattr(module, name)) for module, name in kept if hasattr(module, name)]
@@ -76,27 +79,59 @@ def test_private_names_are_in_one_module() -> None:
     assert found == []
 
 
-def test_what_serves_tells_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    def told() -> list[bool]:
-        plain = [_torch.is_functorch_active(), _torch.is_plain(torch.ones(1))]
-        inside: list[bool] = []
+def told(names: ModuleType) -> dict[str, object]:
+    """What these answer, with nobody looking and with somebody."""
+    answers: dict[str, object] = {}
 
-        def look(t: torch.Tensor) -> torch.Tensor:
-            inside.append(_torch.is_functorch_active())
-            return t.sum()
+    def look(t: torch.Tensor, where: str) -> torch.Tensor:
+        answers[where] = (
+            names.is_plain(t),
+            names.is_traced(),
+            names.is_exporting(),
+            names.is_functorch_active(),
+            names.is_forward_mode(),
+        )
+        return t.sum()
 
-        torch.func.grad(look)(torch.ones(2))
-        hooked = nn.Linear(1, 1)
-        hooked.register_forward_hook(lambda *_: None)
-        return [*plain, *inside, _torch.is_plain_module(hooked, nn.Linear), _torch.is_plain_module(nn.ReLU(), nn.ReLU)]
-
-    want = told()
-    assert want == [False, True, True, False, True]
-    for name in ("_transforms_active", "_in_dispatch_mode", "_any_global_hook"):
-        monkeypatch.setattr(_torch, name, None)
-    assert told() == want
+    ones = torch.ones(2)
+    look(ones, "alone")
+    torch.func.grad(lambda t: look(t, "grad"))(ones)
+    torch.func.jvp(lambda t: look(t, "jvp"), (ones,), (ones,))
+    torch.jit.trace(lambda t: look(t, "trace"), ones, check_trace=False)
+    with FlopCounterMode(display=False):
+        look(ones, "mode")
+    hooked = nn.Linear(1, 1)
+    hooked.register_forward_hook(lambda *_: None)
+    answers["modules"] = (names.is_plain_module(hooked, nn.Linear), names.is_plain_module(nn.ReLU(), nn.ReLU))
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
-    try:
-        assert not _torch.is_plain_module(nn.ReLU(), nn.ReLU)
-    finally:
-        handle.remove()
+    answers["global hook"] = names.is_plain_module(nn.ReLU(), nn.ReLU)
+    handle.remove()
+    answers["memory"] = names.has_memory(ones)
+    return answers
+
+
+#: What nothing else tells: without these names the answers are those of nobody looking.
+LOST = {"_get_tracing_state": "trace", "_current_level": "jvp"}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(("owner", "name"), NAMES)
+def test_what_serves_without_a_name_tells_the_same(owner: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = told(_torch)
+    assert want["alone"] == (True, False, False, False, False)
+    assert want["grad"] == (False, False, False, True, False)
+    assert want["jvp"] == (False, False, False, True, True)
+    assert want["trace"] == (False, True, True, False, False)
+    assert want["mode"] == (False, False, False, False, False)
+    assert (want["modules"], want["global hook"]) == ((False, True), False)
+    spec = importlib.util.spec_from_file_location("_torch_without_a_name", _torch.__file__)
+    fresh = importlib.util.module_from_spec(spec)
+    # What torch itself does with the name is not the question: it is gone while the module looks for it.
+    with monkeypatch.context() as patch:
+        patch.delattr(f"{owner}.{name}", raising=False)
+        spec.loader.exec_module(fresh)
+    lost = LOST.get(name)
+    got = told(fresh)
+    assert {where: said for where, said in got.items() if where != lost} == {
+        where: said for where, said in want.items() if where != lost
+    }

@@ -327,10 +327,12 @@ def test_compiles_and_exports() -> None:
     class Scan(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.parameters_ = torch.nn.ParameterList(list(inputs.values())[2:])
+            # Each by its name: torch 2.11 cannot unpack a ParameterList while it compiles.
+            for name in ("dt_weight", "dt_bias", "A", "D"):
+                setattr(self, name, torch.nn.Parameter(inputs[name]))
 
         def forward(self, x: Tensor, x_dbl: Tensor) -> Tensor:
-            return ss2d_scan(x, x_dbl, *self.parameters_, "cross2d", True)
+            return ss2d_scan(x, x_dbl, self.dt_weight, self.dt_bias, self.A, self.D, "cross2d", True)
 
     model = Scan()
     given = (inputs["x"], inputs["x_dbl"])
