@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 WORKERS ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-torch lint format types native bench sanitize clean
+.PHONY: help demo test test-torch versions lint format types native bench sanitize clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -27,11 +27,19 @@ test: $(VENV)/native.stamp ## Lint, format check, types, layering, tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -rs -n $(WORKERS) --maxprocesses 4 --dist worksteal tests
 
-# The oldest torch that is declared runs what must work with every one, the others everything.
+# The oldest torch that is declared runs what must work with every one, the others everything. The named models' numbers
+# are left out: the small networks' tell as much of torch.
 OLDEST := 2.6.0
-EVERY_TORCH := tests/test_every_torch.py tests/test_surroundings.py tests/models/test_parity.py tests/scan/test_parity.py
+EVERY_TORCH := tests/test_every_torch.py tests/test_torch_names.py tests/test_surroundings.py tests/scan/test_parity.py \
+  tests/models/test_parity.py --deselect tests/models/test_parity.py::test_named_model
 test-torch: ## Test with another torch: make test-torch VERSION=2.11.0 [TESTS=tests/scan] (VERSION=2.6.0: what must work)
-	tools/test_torch.sh $(or $(VERSION),$(OLDEST)) $(or $(TESTS),$(if $(filter $(OLDEST),$(or $(VERSION),$(OLDEST))),$(EVERY_TORCH),tests))
+	tools/test_torch.sh $(or $(VERSION),$(OLDEST)) -n $(WORKERS) --maxprocesses 4 --dist worksteal \
+	  $(or $(TESTS),$(if $(filter $(OLDEST),$(or $(VERSION),$(OLDEST))),$(EVERY_TORCH),tests))
+
+versions: $(VENV)/native.stamp ## Test with every torch of docs/versions.md and write its table (an hour on two cores)
+	LOWEST=1 MADE_BY="make versions" tools/test_torch.sh $(OLDEST) $(EVERY_TORCH)
+	MADE_BY="make versions" tools/test_torch.sh 2.11.0 tests
+	$(BIN)/python tools/versions.py "make versions" tests
 
 lint: $(VENV)/native.stamp ## Lint and format check only
 	$(BIN)/ruff check

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.torch_version import TorchVersion
 
 import vmamba
 from vmamba.export.exporter import ExportConfig, export
@@ -24,6 +25,11 @@ SMALL = {"dims": [8, 16], "depths": [1, 1], "num_classes": 5}
 def small(**options: object) -> vmamba.VSSM:
     torch.manual_seed(0)
     return vmamba.create_model("vmamba_nano", **{**SMALL, "drop_path_rate": 0.0, **options})
+
+
+def one_block(**options: object) -> vmamba.VSSM:
+    """For graphs with the scan as plain operations, a thousand of them a block, as the oldest torch makes them."""
+    return small(dims=[8], depths=[1], **options)
 
 
 @pytest.fixture
@@ -60,7 +66,7 @@ def test_a_training_step_has_the_gradients_of_float64(backend: str, images: Tens
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_model_compiles_in_one_graph(backend: str, checkpointing: bool, images: Tensor) -> None:
-    model = small(use_checkpoint=checkpointing)
+    model = one_block(use_checkpoint=checkpointing) if backend == "torch" else small(use_checkpoint=checkpointing)
     with vmamba.backend(backend):
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         want = gradients(model, model, images)
@@ -70,7 +76,7 @@ def test_a_model_compiles_in_one_graph(backend: str, checkpointing: bool, images
 
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="the compiled kernels are not here")
 def test_a_compiled_model_follows_the_backend_asked_for(images: Tensor) -> None:
-    compiled = torch.compile(small().eval(), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(one_block().eval(), fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         for backend in ("oflex", "torch", "oflex"):
             with vmamba.backend(backend), vmamba.recorded_runs() as runs:
@@ -90,6 +96,14 @@ def test_export(dynamic: str, tmp_path: Path) -> None:
     vmamba.save_weights(tmp_path / "model.safetensors", small().state_dict())
     config = ExportConfig(str(tmp_path / "model.safetensors"), "torch-export", tmp_path / "model.pt2", dynamic)
     assert export(config).error <= 1e-4
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_an_export_that_this_torch_is_too_old_for_says_so(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.__version__ >= (2, 9):
+        monkeypatch.setattr(torch, "__version__", TorchVersion("2.8.0"))
+    with pytest.raises(vmamba.ConfigError, match=rf"torch 2\.9 or newer \(this is 2\.\d.*vmamba\[{target}\]"):
+        export(ExportConfig("vmamba_nano", target))
 
 
 def test_weights_go_to_a_file_and_come_back(images: Tensor, tmp_path: Path) -> None:

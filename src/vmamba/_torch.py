@@ -31,8 +31,8 @@ _any_global_hook: Callable[[], bool] | None = getattr(_module, "_has_any_global_
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
-# In graphs of torch.compile, torch 2.11 takes `torch.compiler.is_exporting` for True; the flag behind it is right. A torch
-# without either cannot tell an export from torch.compile: there both count as exports.
+# In graphs of torch.compile, torch 2.11 takes `torch.compiler.is_exporting` for True; the flag behind it is right. A
+# torch without either cannot tell an export from torch.compile: there both count as exports.
 _HAS_EXPORTING_FLAG = hasattr(torch.compiler, "_is_exporting_flag")
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 

@@ -166,16 +166,20 @@ def test_the_old_default_forward_type_runs():
 @pytest.mark.parametrize("forward_type", ["v05_noz", "v0", "v2", "v052dc"])
 @pytest.mark.long
 def test_half_precision_trains_without_nan(dtype, cast, forward_type):
-    """Fifty steps on a problem that float32 learns, with gradient scaling where float16 needs it."""
+    """Thirty steps on a problem that float32 learns, with gradient scaling where float16 needs it.
+
+    The loss ends at a twentieth to a fifth of the first one, in float32 as in half precision, as the start happens to
+    be: torch 2.11 and 2.14 draw other starts from the same seed.
+    """
     torch.manual_seed(0)
     model = VSSM(**{**YACS_STYLE, "forward_type": forward_type, "dims": 8, "depths": [1, 1], "drop_path_rate": 0.0})
     x, labels = images(8, 3, 32, 32), torch.arange(8) % 4
     if cast == "module":
         model, x = model.to(dtype), x.to(dtype)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
     losses = []
-    for _ in range(50):
+    for _ in range(30):
         with torch.autocast("cpu", dtype=dtype, enabled=cast == "autocast"):
             loss = F.cross_entropy(model(x).float(), labels)
         optimizer.zero_grad()

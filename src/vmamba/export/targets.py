@@ -21,6 +21,8 @@ Runner = Callable[[Tensor], Tensor]
 
 #: The name inside a torch-export file of what it says about itself.
 METADATA_FILE = "vmamba.json"
+#: The first torch whose ONNX exporter takes our translations; the extras ask for it.
+_ONNX_TORCH = "2.9"
 _INPUT, _OUTPUT = "pixels", "logits"
 _MOST_BYTES = 2 * 10**9  # protobuf's limit is 2 GiB
 
@@ -52,6 +54,8 @@ class Target:
     def obstacle(self) -> str:
         """What must be installed first and how, or an empty string."""
         missing = [package for package in self.packages if importlib.util.find_spec(package) is None]
+        if self.packages and torch.__version__ < _ONNX_TORCH:
+            missing.insert(0, f"torch {_ONNX_TORCH} or newer (this is {torch.__version__})")
         return f'needs {", ".join(missing)}: pip install "vmamba[{self.extra}]"' if missing else ""
 
 

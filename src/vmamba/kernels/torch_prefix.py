@@ -81,7 +81,7 @@ def selective_scan(
         differentiate = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
         # Forward mode, alone or over reverse mode, differentiates the plain operations.
         y = _Scan.apply(*inputs) if differentiate and not _torch.is_forward_mode() else _forward(*inputs)
-    # For an open length, the same by a copy: merging axes, torch 2.11 asks whether l ≤ d·l, which its tracer cannot prove.
+    # For an open length the same by a copy: where torch 2.11 merges axes it asks whether l ≤ d·l, and cannot prove it.
     y = y.flatten(1, 2) if isinstance(u.shape[2], int) else torch.cat(y.unbind(1), 1)
     return y if D is None else torch.addcmul(y, D.to(state_dtype)[:, None], u)
 
