@@ -14,6 +14,7 @@ from vmamba.errors import (
     VMambaError,
 )
 from vmamba.inference.engines import optimize
+from vmamba.inference.warm import warm
 from vmamba.layers import SS2D, VSSBlock
 from vmamba.models import VSSM, Backbone_VSSM, VSSMConfig, create_model, list_models, load
 from vmamba.scan import (
@@ -57,4 +58,5 @@ __all__ = [
     "selective_scan",
     "selective_scan_fn",
     "ss2d_scan",
+    "warm",
 ]

@@ -41,7 +41,30 @@ def _backends(values: Namespace) -> int:
     return run_backends(values.check, values.json, console())
 
 
+def _warm_options(parser: CommandParser) -> None:
+    parser.add_argument("model", help="Name of a model.")
+    parser.add_argument("--batch_size", type=int, default=128, help="Images of a batch.")
+    parser.add_argument("--image_size", type=int, default=224, help="Side of the images, pixels.")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16", help="Of the activations."
+    )
+    parser.add_argument("--inference", action="store_true", help="Leave out what only training needs.")
+
+
+def _warm(values: Namespace) -> int:
+    import torch
+
+    from vmamba.inference.warm import warm
+    from vmamba.models.create import create_model
+
+    images = (values.batch_size, 3, values.image_size, values.image_size)
+    count = warm(create_model(values.model), images, getattr(torch, values.dtype), training=not values.inference)
+    console().print(f"{values.model}: {count} kernels compiled for {torch.cuda.get_device_name()}")
+    return 0
+
+
 MODELS = Command("List the named models.", _models_options, _models, config_file=False)
 BACKENDS = Command(
     "Tell which scan backends run on this machine, and why not.", _backends_options, _backends, config_file=False
 )
+WARM = Command("Compile the GPU kernels of a model ahead of use.", _warm_options, _warm, config_file=False)

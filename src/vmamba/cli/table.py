@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from vmamba.cli.bench import BENCH
 from vmamba.cli.frame import Command, CommandGroup
-from vmamba.cli.info import BACKENDS, MODELS
+from vmamba.cli.info import BACKENDS, MODELS, WARM
 from vmamba.cli.migrate import MIGRATE
 from vmamba.cli.runs import DEMO, EVAL, EXPORT, PREDICT, TRAIN
 from vmamba.cli.weights import WEIGHTS
@@ -21,5 +21,6 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
     "weights": WEIGHTS,
     "backends": BACKENDS,
     "bench": BENCH,
+    "warm": WARM,
     "migrate": MIGRATE,
 }

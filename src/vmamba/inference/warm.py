@@ -6,17 +6,18 @@ import copy
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from vmamba.errors import BackendError
 from vmamba.kernels import triton as machine
-from vmamba.kernels.triton import ss2d_scan
-from vmamba.kernels.triton.jit import Launch, collecting
 from vmamba.scan.dispatch import backend, stand_in
 from vmamba.scan.orders import readings_of
+
+if TYPE_CHECKING:
+    from vmamba.kernels.triton.jit import Launch
 
 
 class _Recorder:
@@ -49,6 +50,8 @@ def launches(
         training: with what backward launches.
         distinct: one launch for each kernel instead of all.
     """
+    from vmamba.kernels.triton.jit import collecting  # which imports Triton
+
     recorder = _Recorder()
     shapes = copy.deepcopy(model).to("meta")
     with torch.no_grad(), backend("torch"), stand_in("torch", recorder):
@@ -63,6 +66,8 @@ def launches(
 def _launch(
     x: Tensor, x_dbl: Tensor, parameters: Sequence[Tensor | None], scan_mode: str, softplus: bool, training: bool
 ) -> None:
+    from vmamba.kernels.triton import ss2d_scan
+
     def workspace(elements: int) -> Tensor:
         return torch.empty(elements, device="meta")
 
