@@ -15,17 +15,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+#: Without a GPU the kernels are interpreted, and take tensors of the CPU.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 #: (b, h, w, c): single pixels, lines, odd sides, and channels that fill no block.
 CASES = [(1, 1, 1, 1), (1, 1, 5, 3), (2, 5, 1, 8), (1, 7, 7, 33), (2, 3, 4, 32)]
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
-def leaves(tensors: Sequence[Tensor | None], device: str, dtype: torch.dtype | None = None) -> list[Tensor | None]:
-    return [None if t is None else t.detach().to(device, dtype, copy=True).requires_grad_() for t in tensors]
+def leaves(tensors: Sequence[Tensor | None], dtype: torch.dtype | None = None) -> list[Tensor | None]:
+    return [None if t is None else t.detach().clone().to(dtype or t.dtype).requires_grad_() for t in tensors]
 
 
 def assert_near(name: str, got: Tensor, want: Tensor, tolerance: float) -> None:

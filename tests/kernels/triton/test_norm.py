@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from triton_tools import DTYPES, assert_near, assert_small, compiled, leaves, random
+from triton_tools import DEVICE, DTYPES, assert_near, assert_small, compiled, leaves, random
 
 from vmamba.functional import gpu
 from vmamba.functional import norm as choice
@@ -22,7 +22,6 @@ interpreted = pytest.mark.skipif(
     not kernels.normalize.interpreted and not torch.cuda.is_available(),
     reason="the kernels were imported before the interpreter was asked for",
 )
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-5
 
 
@@ -57,12 +56,12 @@ def standard(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 def compare(tensors: list[Tensor | None], dtype: torch.dtype) -> None:
-    given, exact = leaves(tensors, DEVICE), leaves(tensors, DEVICE, torch.float64)
+    given, exact = leaves(tensors), leaves(tensors, torch.float64)
     x = given[0]
     assert x is not None
     y = layer_norm(x, x.shape[-1:], *given[1:], EPS, dtype)
     want = standard(*exact)  # type: ignore[arg-type]
-    dy = random(*x.shape, seed=9).to(DEVICE, dtype)
+    dy = random(*x.shape, seed=9).to(dtype)
     y.backward(dy)
     want.backward(dy.double())
     assert y.dtype == dtype
@@ -87,7 +86,7 @@ def test_output_and_every_gradient(
     if shape[-1] > 1:  # else dx is zero, and has no scale
         compare(inputs(*shape, dtype=dtype), out)
     with torch.no_grad():
-        tensors = [None if t is None else t.to(DEVICE) for t in inputs(*shape, dtype=dtype)]
+        tensors = inputs(*shape, dtype=dtype)
         y = layer_norm(tensors[0], shape[-1:], *tensors[1:], EPS, out)  # type: ignore[arg-type]
     exact = [None if t is None else t.double() for t in tensors]
     assert_near("the output", y, standard(*exact), 1e-5 if out == torch.float32 else 2e-2)  # type: ignore[arg-type]
@@ -110,7 +109,7 @@ def test_without_weight_or_bias_and_other_dtypes_of_them(dtype: torch.dtype, cal
 def test_any_strides(calls: list[str]) -> None:
     for x in (random(4, 3, 10).transpose(0, 1), random(5, 20)[:, ::2], random(10, 6).t(), random(3, 11)[:, 1:]):
         compare([x, *inputs(1, 10)[1:]], torch.bfloat16)
-    leaf = random(2, 3, 10).to(DEVICE).requires_grad_()
+    leaf = random(2, 3, 10).requires_grad_()
     layer_norm(leaf, (10,), None, None, EPS).sum().backward()  # a gradient of stride 0
     assert leaf.grad is not None
     assert leaf.grad.abs().max() < 1e-5
@@ -127,9 +126,9 @@ def test_several_programs_and_groups(monkeypatch: pytest.MonkeyPatch, calls: lis
 @interpreted
 def test_the_same_bits_again(calls: list[str]) -> None:
     def run() -> list[Tensor]:
-        given = leaves(inputs(70, 24), DEVICE)
+        given = leaves(inputs(70, 24))
         y = layer_norm(given[0], (24,), *given[1:], EPS, torch.bfloat16)  # type: ignore[arg-type]
-        y.backward(random(70, 24, seed=3).to(DEVICE, torch.bfloat16))
+        y.backward(random(70, 24, seed=3).to(torch.bfloat16))
         return [y, *(t.grad for t in given)]  # type: ignore[union-attr,misc]
 
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
@@ -162,7 +161,7 @@ def test_gradients_of_gradients_go_the_standard_way(calls: list[str]) -> None:
         slopes = torch.autograd.grad(run(*tensors).square().sum(), tensors, create_graph=True)  # type: ignore[arg-type]
         return torch.stack([s.square().sum() for s in slopes]).sum()
 
-    given, exact = leaves(inputs(3, 6), DEVICE), leaves(inputs(3, 6), DEVICE, torch.float64)
+    given, exact = leaves(inputs(3, 6)), leaves(inputs(3, 6), torch.float64)
     penalty(lambda x, *rest: layer_norm(x, (6,), *rest, EPS), given).backward()
     penalty(standard, exact).backward()
     for g, w in zip(given, exact, strict=True):
@@ -172,7 +171,7 @@ def test_gradients_of_gradients_go_the_standard_way(calls: list[str]) -> None:
 
 @interpreted
 def test_autocast_gives_float32_or_what_is_asked_for(calls: list[str]) -> None:
-    x, weight, bias = (None if t is None else t.to(DEVICE) for t in inputs(2, 6))
+    x, weight, bias = inputs(2, 6)
     assert x is not None
     with torch.autocast(DEVICE, torch.bfloat16):
         assert layer_norm(x.bfloat16(), (6,), weight, bias, EPS).dtype == torch.float32
@@ -181,7 +180,7 @@ def test_autocast_gives_float32_or_what_is_asked_for(calls: list[str]) -> None:
 
 
 def test_layers_are_as_they_were_on_a_cpu() -> None:
-    norm, x = LayerNorm(6), random(2, 3, 6)
+    norm, x = LayerNorm(6), random(2, 3, 6).cpu()
     nn.init.normal_(norm.weight)
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         norm.to(dtype)
@@ -194,7 +193,7 @@ def test_hooks_see_the_norm_as_it_was() -> None:
     seen: list[torch.dtype] = []
     norm = LayerNorm(6)
     norm.register_forward_hook(lambda _, __, y: seen.append(y.dtype))
-    assert normed(norm, random(2, 6), torch.bfloat16).dtype == torch.bfloat16
+    assert normed(norm, random(2, 6).cpu(), torch.bfloat16).dtype == torch.bfloat16
     assert seen == [torch.float32]
 
 
@@ -202,6 +201,7 @@ def test_hooks_see_the_norm_as_it_was() -> None:
 def test_ss2d_takes_one_kernel_for_norm_and_conversion(calls: list[str]) -> None:
     torch.manual_seed(0)
     layer = SS2D(d_model=6, d_state=1, dt_rank=1, d_conv=1, forward_type="v05_noz", selective_scan_backend="torch")
+    layer.to(DEVICE)
     x = random(1, 3, 4, 6)
     with torch.no_grad():
         got = layer(x)
@@ -216,7 +216,7 @@ def test_a_block_under_autocast_norms_into_the_dtype_of_its_products(gmlp: bool,
     torch.manual_seed(0)
     block = VSSBlock(6, ssm_d_state=1, ssm_conv=1, forward_type="v05_noz", gmlp=gmlp, selective_scan_backend="torch")
     block.to(DEVICE)
-    x, made = random(1, 3, 4, 6).to(DEVICE), []
+    x, made = random(1, 3, 4, 6), []
     run = choice._forward
 
     def recorded(*args: Any) -> Tensor:
