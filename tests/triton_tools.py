@@ -52,7 +52,7 @@ import importlib, json, os, re, subprocess, sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 module, name, capability, types, constants, warps, path = json.loads(sys.argv[1])
-kernel = getattr(importlib.import_module("vmamba.kernels.triton." + module), name)
+kernel = getattr(importlib.import_module("vmamba.kernels.triton." + module), name).function
 names = kernel.arg_names
 signature = dict(zip(names, types)) | {key: "constexpr" for key in constants}
 source = ASTSource(kernel, signature, {(names.index(key),): value for key, value in constants.items()})

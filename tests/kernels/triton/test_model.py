@@ -20,7 +20,7 @@ kernels = pytest.importorskip("vmamba.kernels.triton.depthwise")
 
 @pytest.mark.long
 @pytest.mark.skipif(
-    type(kernels.convolve).__name__ != "InterpretedFunction" and not torch.cuda.is_available(),
+    not kernels.convolve.interpreted and not torch.cuda.is_available(),
     reason="the kernels were imported before the interpreter was asked for",
 )
 @pytest.mark.parametrize("autocast", [False, True])
