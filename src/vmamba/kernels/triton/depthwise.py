@@ -10,9 +10,9 @@ Counted, not measured, per element in 16 / 32 bits:
 
 - forward reads x and writes y once, 4 / 8 bytes, which is the least; 26 / 28 instructions (compiled for sm_90);
 - backward is two kernels, `gradients` and `convolve` with the taps turned round. The gradient g of the convolution's
-  output lies in memory between them, in the dtype of x: 10 / 20 bytes where 6 / 12 would be the least, and 45 + 20
-  instructions. One kernel would compute g three times, for a column and for both beside it, at more than 100. Without
-  SiLU g is dy, and they are 8 / 16 bytes.
+  output lies in memory between them, in the dtype of x: 10 / 20 bytes where 6 / 12 would be the least, and 45 + 21 /
+  42 + 22 instructions. One kernel would compute the convolution and g three times, for a column and for both beside it.
+  Without SiLU g is dy, and they are 8 / 16 bytes.
 """
 
 from __future__ import annotations
