@@ -42,7 +42,7 @@ def gradients(
     dir0, groups, backwards, add, base0, mul0, shift0, stride0, jump0, base1, mul1, shift1, stride1, jump1,
     U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, DY_BYTES: tl.constexpr,
     DU_BYTES: tl.constexpr, DS_BYTES: tl.constexpr, COLUMN_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, V: tl.constexpr, SOFTPLUS: tl.constexpr,
+    HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, SOFTPLUS: tl.constexpr,
     BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr,
     GROUP: tl.constexpr, PAIR: tl.constexpr, SKIP: tl.constexpr, EXACT: tl.constexpr, SHORT: tl.constexpr,
 ):  # fmt: skip
@@ -110,7 +110,7 @@ def gradients(
                     u_at, s_at, B_at, C_at, dy_at, du_at, ds_at, column_at, u_channel, s_channel, dy_channel,
                     du_channel, ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way,
                     full, row, c, n, full + row < count, inside, n_inside, states, state0, more, U_BYTES, S_BYTES,
-                    B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, HALF, NB, BT, BC, V, SOFTPLUS,
+                    B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, HALF, NB, BT, BC, SOFTPLUS,
                     DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, True,
                 )  # fmt: skip
             for j in range(0, full, BT):
@@ -120,8 +120,8 @@ def gradients(
                     u_at, s_at, B_at, C_at, dy_at, du_at, ds_at, column_at, u_channel, s_channel, dy_channel,
                     du_channel, ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way,
                     i, row, c, n, row < BT, inside, n_inside, states, state0, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES,
-                    DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT,
-                    EDGE, MASKED, EXACT, SHORT, False,
+                    DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, HALF, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE,
+                    MASKED, EXACT, SHORT, False,
                 )  # fmt: skip
         else:
             last = (count - 1) // GROUP * GROUP
@@ -134,7 +134,7 @@ def gradients(
                     i = first + tile * BT
                     valid = i + row < count
                     pixel = place(way, i + row)
-                    x = load_tile(cells(u_at, pixel, U_BYTES, c, u_channel, V, DENSE), valid, inside, EDGE, True)
+                    x = load_tile(cells(u_at, pixel, U_BYTES, c, u_channel, DENSE), valid, inside, EDGE, True)
                     step, _, _ = steps(s_at, s_channel, high, low, of_bias, pixel, c, valid, inside,
                                        S_BYTES, R, HALF, SOFTPLUS, EDGE, True)  # fmt: skip
                     h, _ = advance(step, step * x, h, a, B_at, C_at, B_state, C_state, way, i, n_inside,
@@ -148,8 +148,8 @@ def gradients(
                         u_at, s_at, B_at, C_at, dy_at, du_at, ds_at, column_at, u_channel, s_channel, dy_channel,
                         du_channel, ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW,
                         way, i, row, c, n, i + row < count, inside, n_inside, states, state0, more, U_BYTES, S_BYTES,
-                        B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, HALF, NB, BT, BC, V,
-                        SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, True,
+                        B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, HALF, NB, BT, BC, SOFTPLUS,
+                        DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, True,
                     )  # fmt: skip
                 tl.debug_barrier()
 
@@ -171,14 +171,14 @@ def _tile(
     low, bias, a, w, d, h, q, dA, dbias, dD, dW, way, i, row, c, n, valid, inside, n_inside, states, state0, more,
     U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, DY_BYTES: tl.constexpr,
     DU_BYTES: tl.constexpr, DS_BYTES: tl.constexpr, COLUMN_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, V: tl.constexpr, SOFTPLUS: tl.constexpr,
+    HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, SOFTPLUS: tl.constexpr,
     DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
     SHORT: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one tile; returns the adjoint state in front of it and the sums over places, with its own added."""
     pixel = place(way, i + row)
-    x = load_tile(cells(u, pixel, U_BYTES, c, u_channel, V, DENSE), valid, inside, EDGE, TAIL)
-    g_y = load_tile(cells(dy, pixel, DY_BYTES, c, dy_channel, V, DENSE), valid, inside, EDGE, TAIL)
+    x = load_tile(cells(u, pixel, U_BYTES, c, u_channel, DENSE), valid, inside, EDGE, TAIL)
+    g_y = load_tile(cells(dy, pixel, DY_BYTES, c, dy_channel, DENSE), valid, inside, EDGE, TAIL)
     step, p, e = steps(s, s_channel, high, low, bias, pixel, c, valid, inside, S_BYTES, R, HALF, SOFTPLUS, EDGE, TAIL)
     v, v_y = step * x, g_y
     if NB == 1:
@@ -205,7 +205,7 @@ def _tile(
     if TAIL:
         of_step = tl.where(valid[:, None], of_step, 0.0)
     of_u = of_B * step + d[None, :] * g_y
-    addresses = cells(du, pixel, DU_BYTES, c, du_channel, V, DENSE)
+    addresses = cells(du, pixel, DU_BYTES, c, du_channel, DENSE)
     if more != 0:
         of_u += load_tile(addresses, valid, inside, EDGE, TAIL)
     store_tile(addresses, of_u, valid, inside, EDGE, TAIL)
@@ -231,7 +231,7 @@ def _tile(
             of_rank += tl.load(rank_at, mask & (state0 > 0), 0.0)
         tl.store(rank_at, of_rank, mask)
     else:
-        addresses = cells(ds, pixel, DS_BYTES, c, ds_channel, 1, False)
+        addresses = cells(ds, pixel, DS_BYTES, c, ds_channel, False)
         if NB > 1:
             if state0 > 0:
                 of_step += load_tile(addresses, valid, inside, EDGE, TAIL)

@@ -39,9 +39,9 @@ def outputs(
     jump1,
     U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, Y_BYTES: tl.constexpr,
     R: tl.constexpr, RP: tl.constexpr, HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
-    V: tl.constexpr, SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr,
-    EDGE: tl.constexpr, MASKED: tl.constexpr, GROUP: tl.constexpr, PAIR: tl.constexpr, SAVE: tl.constexpr,
-    SKIP: tl.constexpr, CB: tl.constexpr,
+    SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr,
+    MASKED: tl.constexpr, GROUP: tl.constexpr, PAIR: tl.constexpr, SAVE: tl.constexpr, SKIP: tl.constexpr,
+    CB: tl.constexpr,
 ):  # fmt: skip
     """Write y of one chunk and channel block, PAIR directions after each other over memory that stays in the cache."""
     blocks = tl.cdiv(channels, BC)
@@ -91,7 +91,7 @@ def outputs(
             h = _tile(
                 u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, B_state, C_state, high, low, of_bias, a,
                 d, h, way, i, row, c, row < BT, inside, n_inside, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, Y_BYTES, R,
-                HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, CB, False,
+                HALF, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, CB, False,
             )  # fmt: skip
         if full < count:
             if SAVE:
@@ -100,7 +100,7 @@ def outputs(
             _tile(
                 u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, B_state, C_state, high, low, of_bias, a,
                 d, h, way, full, row, c, full + row < count, inside, n_inside, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES,
-                Y_BYTES, R, HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, CB, True,
+                Y_BYTES, R, HALF, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, CB, True,
             )  # fmt: skip
 
 
@@ -109,13 +109,13 @@ def _tile(
     u, s, B, C, y, u_channel, s_channel, y_channel, B_state, C_state, high, low, bias, a, d, h, way, i, row, c, valid,
     inside, n_inside, more,
     U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, Y_BYTES: tl.constexpr,
-    R: tl.constexpr, HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, V: tl.constexpr,
-    SOFTPLUS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr,
-    CB: tl.constexpr, TAIL: tl.constexpr,
+    R: tl.constexpr, HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, SOFTPLUS: tl.constexpr,
+    DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr, CB: tl.constexpr,
+    TAIL: tl.constexpr,
 ):  # fmt: skip
     """Write y of one tile, after or onto what stands there, and return the state behind it."""
     pixel = place(way, i + row)
-    x = load_tile(cells(u, pixel, U_BYTES, c, u_channel, V, DENSE), valid, inside, EDGE, TAIL)
+    x = load_tile(cells(u, pixel, U_BYTES, c, u_channel, DENSE), valid, inside, EDGE, TAIL)
     step, _, _ = steps(s, s_channel, high, low, bias, pixel, c, valid, inside, S_BYTES, R, HALF, SOFTPLUS, EDGE, TAIL)
     v = step * x
     if NB == 1:
@@ -127,7 +127,7 @@ def _tile(
         C_row = B_row + CB if CB else at_pixels(C, pixel, C_BYTES)
         found = found * load_row(C_row, valid, TAIL)[:, None]
     found += d[None, :] * x
-    addresses = cells(y, pixel, Y_BYTES, c, y_channel, V, DENSE)
+    addresses = cells(y, pixel, Y_BYTES, c, y_channel, DENSE)
     if more != 0:
         found += load_tile(addresses, valid, inside, EDGE, TAIL)
     store_tile(addresses, found, valid, inside, EDGE, TAIL)
@@ -140,7 +140,7 @@ def aggregates(
     images, length, chunk, chunks, channels, states, state0, dirs, backwards, base0, mul0, shift0, stride0, jump0,
     base1, mul1, shift1, stride1, jump1,
     U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, V: tl.constexpr, SOFTPLUS: tl.constexpr,
+    HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, SOFTPLUS: tl.constexpr,
     BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr,
     PAIR: tl.constexpr, ADJOINT: tl.constexpr,
 ):  # fmt: skip
@@ -178,14 +178,14 @@ def aggregates(
         for i in range(0, full, BT):
             h, total = _aggregate(
                 u_at, s_at, B_at, u_channel, s_channel, B_state, high, low, of_bias, a, h, total, way, i, row, c,
-                row < BT, inside, n_inside, U_BYTES, S_BYTES, B_BYTES, R, HALF, NB, BT, BC, V, SOFTPLUS, DENSE, TIGHT,
+                row < BT, inside, n_inside, U_BYTES, S_BYTES, B_BYTES, R, HALF, NB, BT, BC, SOFTPLUS, DENSE, TIGHT,
                 EDGE, MASKED, ADJOINT, False,
             )  # fmt: skip
         if full < count:
             h, total = _aggregate(
                 u_at, s_at, B_at, u_channel, s_channel, B_state, high, low, of_bias, a, h, total, way, full, row, c,
-                full + row < count, inside, n_inside, U_BYTES, S_BYTES, B_BYTES, R, HALF, NB, BT, BC, V, SOFTPLUS,
-                DENSE, TIGHT, EDGE, MASKED, ADJOINT, True,
+                full + row < count, inside, n_inside, U_BYTES, S_BYTES, B_BYTES, R, HALF, NB, BT, BC, SOFTPLUS, DENSE,
+                TIGHT, EDGE, MASKED, ADJOINT, True,
             )  # fmt: skip
         at = (chunk_id * images.to(tl.int64) + image) * dirs + k
         tl.store(sums + at * channels + c, tl.sum(total, 0), inside)
@@ -196,11 +196,11 @@ def aggregates(
 def _aggregate(
     u, s, B, u_channel, s_channel, B_state, high, low, bias, a, h, total, way, i, row, c, valid, inside, n_inside,
     U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr,
-    NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, V: tl.constexpr, SOFTPLUS: tl.constexpr, DENSE: tl.constexpr,
+    NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, SOFTPLUS: tl.constexpr, DENSE: tl.constexpr,
     TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr, ADJOINT: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     pixel = place(way, i + row)
-    x = load_tile(cells(u, pixel, U_BYTES, c, u_channel, V, DENSE), valid, inside, EDGE, TAIL)
+    x = load_tile(cells(u, pixel, U_BYTES, c, u_channel, DENSE), valid, inside, EDGE, TAIL)
     step, _, _ = steps(s, s_channel, high, low, bias, pixel, c, valid, inside, S_BYTES, R, HALF, SOFTPLUS, EDGE, TAIL)
     v = x if ADJOINT else step * x
     if NB == 1:

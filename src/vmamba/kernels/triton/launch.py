@@ -90,9 +90,6 @@ class Scan:
         self.plan: Plan = plan(
             self.images, side, self.length, self.channels, self.states, self.rank, processors(u.device)
         )
-        lanes = self.plan.forward.lanes
-        if lanes > 1 and not _aligned(u, lanes):
-            self.u = u[:, 0].contiguous()[:, None].expand(u.shape) if self.merged else u.contiguous()
 
     def forward(self, y: Tensor, saved: Tensor | None, workspace: Callable[[int], Tensor]) -> str:
         """Fill ``y (b, k, l, d)``, float32, and ``saved``."""
@@ -215,7 +212,6 @@ class Scan:
             "NB": tile.states,
             "BT": tile.rows,
             "BC": tile.block,
-            "V": tile.lanes,
             "SOFTPLUS": self.softplus,
             "BIAS": self.bias is not None,
             "DENSE": u.stride(3) == 1 and other.stride(3) == 1,
@@ -225,12 +221,6 @@ class Scan:
             "num_warps": 1,
             "num_stages": 1,
         }
-
-
-def _aligned(u: Tensor, lanes: int) -> bool:
-    """Whether every place's channels begin where a lane can load its own at once."""
-    numbers = [_offset(u), *u.stride()[:3]]
-    return u.stride(3) == 1 and all(number % lanes == 0 for number in numbers)
 
 
 def _strides(t: Tensor) -> tuple[int, int, int]:
