@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -20,6 +21,9 @@ from vmamba.inference import warm
 _PROGRAM = Path(__file__).with_name("compile_kernels.py")
 #: One block of a stage: 192 channels, a rank of 12.
 _SECOND_STAGE = {"dims": [192], "depths": [1], "num_classes": 2}
+
+#: Older ones multiply sums of 16 terms at least, so that backward's are doubled with zeros.
+_SHORT_SUMS = tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2]) >= (3, 8)
 
 
 def compiled(capability: int, dtype: str, training: bool, **options: object) -> list[dict[str, Any]]:
@@ -47,7 +51,11 @@ def hold(rows: list[dict[str, Any]], most: dict[str, float], spills: dict[str, i
 def test_one_state(capability: int) -> None:
     rows = compiled(capability, "bfloat16", True, **_SECOND_STAGE)
     assert Counter(row["name"] for row in rows) == {"outputs": 1, "aggregates": 2, "carry": 1, "gradients": 1}
-    hold(rows, {"outputs": 45, "aggregates": 38, "carry": 20, "gradients": 125}, {"gradients": 64})
+    hold(
+        rows,
+        {"outputs": 45, "aggregates": 38, "carry": 20, "gradients": 120 if _SHORT_SUMS else 135},
+        {"gradients": 64 if _SHORT_SUMS else 128},
+    )
 
 
 @pytest.mark.long
