@@ -175,10 +175,11 @@ def first_of_fashion(folder: Path, count: int) -> Path:
 @pytest.mark.long
 @requires_package("dataset-fashion-mnist", DEBIAN_DIR)
 def test_a_start_from_fashion_helps_on_two_hundred_digits(tmp_path, one_thread):
-    """Three points on the mean of four seeds, the digits by their own recipe.
+    """By every one of four seeds, and by a point on their mean, the digits by their own recipe.
 
     Seven epochs of a sixth of Fashion-MNIST in small batches make as good a start as four of all of it, in half the
-    time. Over the seeds the gain goes from three to six points; a digit is 0.3 points.
+    time. How good it is depends on what it began from, and torch 2.11 and 2.14 draw other numbers from the same seed:
+    over the seeds the gain goes from three to six points with 2.14, from 1.4 to 2.5 with 2.11; a digit is 0.3 points.
     """
     common = {"model": "vmamba_nano", "device": "cpu", "num_workers": 0, "save_every": 30}
     fashion = DataConfig("fashion-mnist", first_of_fashion(tmp_path / "images", 10_000))
@@ -189,4 +190,5 @@ def test_a_start_from_fashion_helps_on_two_hundred_digits(tmp_path, one_thread):
         scratch = train(replace(few, output=tmp_path / f"scratch{seed}"))
         tuned = train(replace(few, init=str(tmp_path / "fashion"), output=tmp_path / f"tuned{seed}"))
         gains.append(tuned.test.figures["accuracy"] - scratch.test.figures["accuracy"])
-    assert sum(gains) / len(gains) >= 0.03, gains
+    assert min(gains) > 0, gains
+    assert sum(gains) / len(gains) >= 0.01, gains
