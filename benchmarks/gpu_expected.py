@@ -83,6 +83,7 @@ def main() -> None:
     )
     for (name, length, channels), (count, issue, memory, best) in sorted(totals.items(), key=lambda one: one[0][2]):
         print(f"| {name} | {length} × {channels} | {count} | {issue:.0f} | {memory:.0f} | {best:.0f} |")
+    print()
     for way, names in (("forward", ("aggregates", "outputs")), ("backward", ("aggregates (adjoint)", "gradients"))):
         print(f"{way}, all blocks: {sum(row[3] for key, row in totals.items() if key[0] in names) / 1e3:.2f} ms")
 
