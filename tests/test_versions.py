@@ -54,7 +54,7 @@ def test_a_row_takes_the_place_of_its_own_versions(torch: str) -> None:
     def row(torch: str, passed: str) -> tuple[str, ...]:
         return ("3.11.7", torch, "1", "1", "1", "1", passed, "0", "0", "1.0", "`make versions`")
 
-    text = "before\n\n| a |\n| --- |\n\nafter\n"
+    text = "before\n\n| a |\n| --- |\n\n| another |\n| --- |\n| table |\n\nafter\n"
     for each in ("2.11.0", "2.6.0", torch):
         text = versions.with_row(text, row(each, "1"))
     text = versions.with_row(text, row(torch, "2"))
@@ -62,4 +62,4 @@ def test_a_row_takes_the_place_of_its_own_versions(torch: str) -> None:
     assert [each[1] for each in rows] == sorted({"2.6.0", "2.11.0", torch}, key=numbers)
     assert [each[6] for each in rows if each[1] == torch] == ["2"]
     assert text.startswith("before\n\n| Python |")
-    assert text.endswith("|\n\nafter\n")
+    assert text.endswith("|\n\n| another |\n| --- |\n| table |\n\nafter\n")

@@ -22,9 +22,10 @@ HEADER = ("Python", *LIBRARIES, "passed", "failed", "skipped", "minutes", "by")
 
 
 def table_of(text: str) -> list[tuple[str, ...]]:
-    """The rows of the one table in ``text``, without the header."""
-    rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in re.findall(r"^\|.*\|$", text, re.M)]
-    return rows[2:]
+    """The rows of the first table in ``text``, without the header."""
+    table = re.search(r"(^\|.*\|\n)+", text, re.M)
+    lines = table[0].splitlines() if table else []
+    return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines[2:]]
 
 
 def with_row(text: str, row: tuple[str, ...]) -> str:
