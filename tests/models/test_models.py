@@ -199,6 +199,7 @@ def test_exports_with_dynamic_batch_height_and_width():
     dynamic = {"x": {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}}
     program = torch.export.export(model, (torch.randn(2, 3, 32, 48),), dynamic_shapes=dynamic)
     assert not any("vmamba" in str(node.target) for node in program.graph.nodes)
+    module = program.module()  # takes seconds
     for size in [(2, 3, 32, 48), (1, 3, 40, 64), (5, 3, 224, 20)]:
         x = torch.randn(size)
-        torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(module(x), model(x), rtol=1e-4, atol=1e-5)
