@@ -15,9 +15,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Leave the long tests out of a run that names no file, mark or word."""
+    """Leave the long tests out of a run that names no file, mark or word, and have the GPU's kernels interpreted."""
     if config.args_source is not pytest.Config.ArgsSource.ARGS and not config.option.markexpr + config.option.keyword:
         config.option.markexpr = "not long"
+    import torch
+
+    if not torch.cuda.is_available():
+        # Triton reads this when it is imported, and each kernel when it is defined, which collecting any test file can
+        # cause: hence here.
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,14 @@ env=${ENVIRONMENTS:-$PWD}/.venv-torch-$version${LOWEST:+-lowest}
 # What the exports' tests need asks for torch 2.9, so an older one does without these tests.
 extras=test,onnx,openvino
 case $version in 2.[0-8] | 2.[0-8].*) extras=test ;; esac
+# The interpreter of Triton 3.6, which tests step through kernels with, takes arrays of one number for numbers.
+case $version in 2.[0-9] | 2.[0-9].* | 2.1[0-3]*) numpy="numpy<2.4" ;; *) numpy=numpy ;; esac
 if [ ! -e "$env/done" ] || ! cat pyproject.toml tools/lowest.txt | cmp -s - "$env/made-from"; then
   rm -rf "$env"
   mkdir -p "$(dirname "$env")"
   "${PYTHON:-python3}" -m venv "$env"
   "$env/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile "torch==$version" \
-    ${LOWEST:+--constraint tools/lowest.txt} -e ".[$extras]"
+    "$numpy" ${LOWEST:+--constraint tools/lowest.txt} -e ".[$extras]"
   cat pyproject.toml tools/lowest.txt >"$env/made-from"
   pwd >"$env/source"
   touch "$env/done"

@@ -66,10 +66,10 @@ def test_softplus_keeps_small_values() -> None:
 
 
 def test_it_stands_in_only_inside_the_block() -> None:
-    u = torch.ones(1)
+    u, A = torch.ones(1, 2, 3), torch.ones(2, 1)
     with stand_in("torch", row_scan):
-        assert operators("torch", "selective_scan", u, 1) is row_scan
-    assert operators("torch", "selective_scan", u, 1) is torch_scan
+        assert operators("torch", "selective_scan", u, A) is row_scan
+    assert operators("torch", "selective_scan", u, A) is torch_scan
 
 
 class Scan(nn.Module):

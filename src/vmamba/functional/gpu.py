@@ -16,10 +16,10 @@ def takes_kernels(*tensors: Tensor | None) -> bool:
     """Whether this is an ordinary call, of 16- or 32-bit tensors on one GPU that are not empty.
 
     While `torch.compile` traces, tensors have no memory and the answer holds for the graph; exporters and transforms
-    of `torch.func` always get standard operations.
+    of `torch.func` always get standard operations, and so do the symbols that `torch.fx` traces with.
     """
     first = tensors[0]
-    if first is None or first.device.type != _DEVICE or not _is_ordinary(*tensors):
+    if not isinstance(first, Tensor) or first.device.type != _DEVICE or not _is_ordinary(*tensors):
         return False
     fits = all(
         t is None or (t.dtype in DTYPES and t.device == first.device and t.layout == torch.strided and t.numel() > 0)

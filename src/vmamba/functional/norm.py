@@ -42,11 +42,11 @@ def layer_norm(
         ``(…, c)``.
     """
     if (
-        len(shape) == 1
+        gpu.takes_kernels(x, weight, bias)
+        and not torch.compiler.is_compiling()
+        and len(shape) == 1
         and x.shape[-1:] == tuple(shape)  # else F.layer_norm says what is wrong
         and shape[0] <= _MOST_CHANNELS
-        and not torch.compiler.is_compiling()
-        and gpu.takes_kernels(x, weight, bias)
         and (dtype is None or dtype in gpu.DTYPES)
     ):
         made = dtype or (x.dtype if gpu.autocast_dtype(x) is None else torch.float32)

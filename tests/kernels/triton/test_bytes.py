@@ -1,8 +1,8 @@
 """How many bytes the fused forward moves: what each program touches first, counted by the interpreter.
 
 Programs of a launch are alike, so one of each is run and counted. Memory that a program touches again is in its cache.
-Every block of channels reads the low-rank steps, B and C anew here; on a GPU blocks beside each other find them in the
-second-level cache.
+Every program reads its parameters, low-rank steps, B and C anew here; on a GPU programs beside each other find them in
+the second-level cache.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def unfused(b: int, side: int, d: int, r: int) -> int:
     return places * (scan + projection + selective + merge)
 
 
-@pytest.mark.parametrize(("sizes", "most"), [((8, 56, 96, 6), 0.43), ((8, 14, 384, 24), 0.70)])
+@pytest.mark.parametrize(("sizes", "most"), [((8, 56, 96, 6), 0.39), ((8, 14, 384, 24), 0.70)])
 def test_fused_forward_moves_less(
     sizes: tuple[int, int, int, int], most: float, interpreted: None, counter: Counter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

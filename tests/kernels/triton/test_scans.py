@@ -90,6 +90,7 @@ def test_every_mode(mode: str) -> None:
         pytest.param((1, 2, 3, 5, 2, 19), torch.float32, marks=pytest.mark.long),  # or of forward
         pytest.param((1, 5, 5, 64, 3, 1), torch.float16, marks=pytest.mark.long),  # two channels a lane
         ((1, 3, 3, 8, 17, 1), torch.bfloat16),
+        ((1, 3, 3, 96, 6, 1), torch.bfloat16),  # three blocks of channels a program
     ],
 )
 def test_states_and_dtypes(sizes: tuple[int, int, int, int, int, int], dtype: torch.dtype) -> None:

@@ -25,6 +25,7 @@ from vmamba.kernels.triton.tile import (
     low_rank_at,
     parameters,
     place,
+    skip,
     states_at,
     steps,
     store_tile,
@@ -42,7 +43,7 @@ def gradients(
     dir0, groups, backwards, add, base0, mul0, shift0, stride0, jump0, base1, mul1, shift1, stride1, jump1,
     U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, DY_BYTES: tl.constexpr,
     DU_BYTES: tl.constexpr, DS_BYTES: tl.constexpr, COLUMN_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, SOFTPLUS: tl.constexpr,
+    SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, NC: tl.constexpr, SOFTPLUS: tl.constexpr,
     BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr,
     GROUP: tl.constexpr, PAIR: tl.constexpr, SKIP: tl.constexpr, EXACT: tl.constexpr, SHORT: tl.constexpr,
 ):  # fmt: skip
@@ -81,20 +82,14 @@ def gradients(
         du_at = du + image * du_image + far * du_dir
         ds_at = ds + image * ds_image + far * ds_dir
         column_at = columns + ((block * images.to(tl.int64) + image) * length * dirs + k) * width
-        high, low, of_bias, a = parameters(weight, bias, A, k, c, n, inside, n_inside, channels, states,
-                                           s.dtype.element_ty, R, RP, HALF, BIAS, BC)  # fmt: skip
+        high, low, of_bias, a = parameters(weight, bias, A, k, c, n, channels, states,
+                                           s.dtype.element_ty, R, RP, SPLIT, BIAS, BC)  # fmt: skip
         w = 0.0
         if R > 0:
             r = tl.arange(0, RP)[:, None]
             w = tl.load(weight + (k * channels + c)[None, :] * R + r, inside[None, :] & (r < R), 0.0)  # [RP, BC]
         more = add + half  # du has something already
-        d = tl.zeros([BC], tl.float32)
-        if SKIP:
-            if PAIR == 1:
-                d = tl.load(D + k * channels + c, inside & (more == 0), 0.0)
-            else:
-                for other in range(4):
-                    d += tl.load(D + other * channels + c, inside & (more == 0), 0.0)
+        d = skip(D, k, c, channels, more, PAIR) if SKIP else tl.zeros([BC], tl.float32)
         h_at = ((image * dirs + k) * states + n[:, None]) * channels + c[None, :]
         q = tl.load(start + chunk_id * h_size + h_at, h_mask & (chunks > 1), 0.0)
         dA = tl.zeros([NB, BC], tl.float32)
@@ -110,7 +105,7 @@ def gradients(
                     u_at, s_at, B_at, C_at, dy_at, du_at, ds_at, column_at, u_channel, s_channel, dy_channel,
                     du_channel, ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way,
                     full, row, c, n, full + row < count, inside, n_inside, states, state0, more, U_BYTES, S_BYTES,
-                    B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, HALF, NB, BT, BC, SOFTPLUS,
+                    B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, SPLIT, NB, BT, BC, SOFTPLUS,
                     DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, True,
                 )  # fmt: skip
             for j in range(0, full, BT):
@@ -120,7 +115,7 @@ def gradients(
                     u_at, s_at, B_at, C_at, dy_at, du_at, ds_at, column_at, u_channel, s_channel, dy_channel,
                     du_channel, ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way,
                     i, row, c, n, row < BT, inside, n_inside, states, state0, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES,
-                    DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, HALF, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE,
+                    DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, SPLIT, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE,
                     MASKED, EXACT, SHORT, False,
                 )  # fmt: skip
         else:
@@ -135,8 +130,9 @@ def gradients(
                     valid = i + row < count
                     pixel = place(way, i + row)
                     x = load_tile(cells(u_at, pixel, U_BYTES, c, u_channel, DENSE), valid, inside, EDGE, True)
-                    step, _, _ = steps(s_at, s_channel, high, low, of_bias, pixel, c, valid, inside,
-                                       S_BYTES, R, HALF, SOFTPLUS, EDGE, True)  # fmt: skip
+                    low_rank = low_rank_at(s_at, pixel, valid, RP, S_BYTES, R, SPLIT, True)
+                    step, _, _ = steps(low_rank, s_at, s_channel, high, low, of_bias, pixel, c, valid, inside,
+                                       S_BYTES, R, SPLIT, SOFTPLUS, EDGE, True)  # fmt: skip
                     h, _ = advance(step, step * x, h, a, B_at, C_at, B_state, C_state, way, i, n_inside,
                                    B_BYTES, C_BYTES, TIGHT, BT, NB, BC, False, False, MASKED)  # fmt: skip
                 tl.debug_barrier()  # what a lane wrote above, another may read below
@@ -148,8 +144,8 @@ def gradients(
                         u_at, s_at, B_at, C_at, dy_at, du_at, ds_at, column_at, u_channel, s_channel, dy_channel,
                         du_channel, ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW,
                         way, i, row, c, n, i + row < count, inside, n_inside, states, state0, more, U_BYTES, S_BYTES,
-                        B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, HALF, NB, BT, BC, SOFTPLUS,
-                        DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, True,
+                        B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, SPLIT, NB, BT, BC,
+                        SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, True,
                     )  # fmt: skip
                 tl.debug_barrier()
 
@@ -171,7 +167,7 @@ def _tile(
     low, bias, a, w, d, h, q, dA, dbias, dD, dW, way, i, row, c, n, valid, inside, n_inside, states, state0, more,
     U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, DY_BYTES: tl.constexpr,
     DU_BYTES: tl.constexpr, DS_BYTES: tl.constexpr, COLUMN_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, SOFTPLUS: tl.constexpr,
+    SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, SOFTPLUS: tl.constexpr,
     DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
     SHORT: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
@@ -179,7 +175,9 @@ def _tile(
     pixel = place(way, i + row)
     x = load_tile(cells(u, pixel, U_BYTES, c, u_channel, DENSE), valid, inside, EDGE, TAIL)
     g_y = load_tile(cells(dy, pixel, DY_BYTES, c, dy_channel, DENSE), valid, inside, EDGE, TAIL)
-    step, p, e = steps(s, s_channel, high, low, bias, pixel, c, valid, inside, S_BYTES, R, HALF, SOFTPLUS, EDGE, TAIL)
+    low_rank = low_rank_at(s, pixel, valid, RP, S_BYTES, R, SPLIT, TAIL)
+    step, p, e = steps(low_rank, s, s_channel, high, low, bias, pixel, c, valid, inside,
+                       S_BYTES, R, SPLIT, SOFTPLUS, EDGE, TAIL)  # fmt: skip
     v, v_y = step * x, g_y
     if NB == 1:
         B_row = load_row(at_pixels(B, pixel, B_BYTES), valid, TAIL)[:, None]
@@ -215,12 +213,11 @@ def _tile(
         turned = tl.trans(of_step)  # [BC, BT]
         precision: tl.constexpr = "tf32x3" if EXACT else "tf32"
         if SHORT:
-            low_rank = low_rank_at(s, pixel, valid, RP, S_BYTES, R, TAIL)
             dW += tl.dot(turned, tl.trans(low_rank.to(tl.float32)), input_precision=precision)
         else:  # as many places again, with nothing in them
             places = i + tl.arange(0, 2 * BT)
             held = (places < i + BT) & (places < way[7])
-            low_rank = low_rank_at(s, place(way, places), held, RP, S_BYTES, R, True)
+            low_rank = low_rank_at(s, place(way, places), held, RP, S_BYTES, R, SPLIT, True)
             padded = tl.reshape(tl.permute(tl.join(turned, tl.zeros_like(turned)), [0, 2, 1]), [BC, 2 * BT])
             dW += tl.dot(padded, tl.trans(low_rank.to(tl.float32)), input_precision=precision)
         of_rank = tl.dot(w, turned, input_precision=precision)  # [RP, BT]

@@ -18,11 +18,14 @@ from vmamba.kernels.triton.jit import kernel
 from vmamba.kernels.triton.tile import (
     advance,
     at_pixels,
+    beside,
     cells,
     load_row,
     load_tile,
+    low_rank_at,
     parameters,
     place,
+    skip,
     steps,
     store_tile,
     way_of,
@@ -38,27 +41,27 @@ def outputs(
     state0, dirs, dir0, groups, backwards, add, base0, mul0, shift0, stride0, jump0, base1, mul1, shift1, stride1,
     jump1,
     U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, Y_BYTES: tl.constexpr,
-    R: tl.constexpr, RP: tl.constexpr, HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
-    SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr,
-    MASKED: tl.constexpr, GROUP: tl.constexpr, PAIR: tl.constexpr, SAVE: tl.constexpr, SKIP: tl.constexpr,
-    CB: tl.constexpr,
+    R: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
+    NC: tl.constexpr, SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr,
+    EDGE: tl.constexpr, MASKED: tl.constexpr, GROUP: tl.constexpr, PAIR: tl.constexpr, SAVE: tl.constexpr,
+    SKIP: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    """Write y of one chunk and channel block, PAIR directions after each other over memory that stays in the cache."""
-    blocks = tl.cdiv(channels, BC)
+    """Write y of one chunk and NC channel blocks, PAIR directions after each other over memory that stays in the cache.
+
+    The blocks of a program take turns at each tile: they share its addresses, low-rank steps, B and C.
+    """
+    blocks = tl.cdiv(channels, BC * NC)
     pid = tl.program_id(0).to(tl.int64)
-    c = (pid % blocks).to(tl.int32) * BC + tl.arange(0, BC)
+    c = (pid % blocks).to(tl.int32) * (BC * NC) + tl.arange(0, BC)
     pid = pid // blocks
     chunk_id = (pid % chunks).to(tl.int32)
     pid = pid // chunks
     group = (pid % groups).to(tl.int32)
     image = pid // groups
-    inside = c < channels
     n = state0 + tl.arange(0, NB)
-    n_inside = n < states
     row = tl.arange(0, BT)
     t0 = chunk_id * chunk
     count = tl.minimum(chunk, length - t0)
-    h_mask = inside[None, :] & n_inside[:, None]
     h_size = images.to(tl.int64) * dirs * states * channels  # the states of all images at one place
 
     for half in range(PAIR):
@@ -70,68 +73,85 @@ def outputs(
         B_at = B + image * B_image + far * B_dir + state0 * B_state
         C_at = C + image * C_image + far * C_dir + state0 * C_state
         y_at = y + image * y_image + far * y_dir
-        high, low, of_bias, a = parameters(weight, bias, A, k, c, n, inside, n_inside, channels, states,
-                                           s.dtype.element_ty, R, RP, HALF, BIAS, BC)  # fmt: skip
         more = add + half  # y has something already
-        d = tl.zeros([BC], tl.float32)
-        if SKIP:
-            if PAIR == 1:
-                d = tl.load(D + k * channels + c, inside & (more == 0), 0.0)
-            else:  # all directions skip the same pixels: the sum of theirs is applied once
-                for other in range(4):
-                    d += tl.load(D + other * channels + c, inside & (more == 0), 0.0)
         h_at = ((image * dirs + k) * states + n[:, None]) * channels + c[None, :]
-        h = tl.load(start + chunk_id * h_size + h_at, h_mask & (chunks > 1), 0.0)
+        held, d, h = (), (), ()
+        for j in tl.static_range(NC):
+            held += (parameters(weight, bias, A, k, c + j * BC, n, channels, states, s.dtype.element_ty,
+                                      R, RP, SPLIT, BIAS, BC),)  # fmt: skip
+            d += (skip(D, k, c + j * BC, channels, more, PAIR) if SKIP else tl.zeros([BC], tl.float32),)
+            h_mask = _mask(c + j * BC, n, channels, states) & (chunks > 1)
+            h += (tl.load(start + chunk_id * h_size + h_at + j * BC, h_mask, 0.0),)
 
         full = count // BT * BT
         for i in range(0, full, BT):
             if SAVE:
                 if i % GROUP == 0:
-                    tl.store(kept + (t0 + i) // GROUP * h_size + h_at, h, h_mask)
+                    _keep(kept + (t0 + i) // GROUP * h_size + h_at, h, c, n, channels, states, BC, NC)
             h = _tile(
-                u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, B_state, C_state, high, low, of_bias, a,
-                d, h, way, i, row, c, row < BT, inside, n_inside, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, Y_BYTES, R,
-                HALF, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, CB, False,
+                u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, B_state, C_state, held, d, h, way, i,
+                row, c, row < BT, channels, n < states, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, Y_BYTES, R, RP, SPLIT,
+                NB, BT, BC, NC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, CB, False,
             )  # fmt: skip
         if full < count:
             if SAVE:
                 if full % GROUP == 0:
-                    tl.store(kept + (t0 + full) // GROUP * h_size + h_at, h, h_mask)
+                    _keep(kept + (t0 + full) // GROUP * h_size + h_at, h, c, n, channels, states, BC, NC)
             _tile(
-                u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, B_state, C_state, high, low, of_bias, a,
-                d, h, way, full, row, c, full + row < count, inside, n_inside, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES,
-                Y_BYTES, R, HALF, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, CB, True,
+                u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, B_state, C_state, held, d, h, way, full,
+                row, c, full + row < count, channels, n < states, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, Y_BYTES, R,
+                RP, SPLIT, NB, BT, BC, NC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, CB, True,
             )  # fmt: skip
 
 
 @triton.jit
+def _mask(c, n, channels, states):
+    """Where a block's states are some of the scan's."""
+    return (c < channels)[None, :] & (n < states)[:, None]
+
+
+@triton.jit
+def _keep(at, h, c, n, channels, states, BC: tl.constexpr, NC: tl.constexpr):
+    """Store the states of all blocks."""
+    for j in tl.static_range(NC):
+        tl.store(at + j * BC, h[j], _mask(c + j * BC, n, channels, states))
+
+
+@triton.jit
 def _tile(
-    u, s, B, C, y, u_channel, s_channel, y_channel, B_state, C_state, high, low, bias, a, d, h, way, i, row, c, valid,
-    inside, n_inside, more,
+    u, s, B, C, y, u_channel, s_channel, y_channel, B_state, C_state, held, d, h, way, i, row, c, valid, channels,
+    n_inside, more,
     U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, Y_BYTES: tl.constexpr,
-    R: tl.constexpr, HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, SOFTPLUS: tl.constexpr,
-    DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr, CB: tl.constexpr,
-    TAIL: tl.constexpr,
+    R: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
+    NC: tl.constexpr, SOFTPLUS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr,
+    MASKED: tl.constexpr, CB: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
-    """Write y of one tile, after or onto what stands there, and return the state behind it."""
+    """Write y of one tile, after or onto what stands there, and return the states behind it."""
     pixel = place(way, i + row)
-    x = load_tile(cells(u, pixel, U_BYTES, c, u_channel, DENSE), valid, inside, EDGE, TAIL)
-    step, _, _ = steps(s, s_channel, high, low, bias, pixel, c, valid, inside, S_BYTES, R, HALF, SOFTPLUS, EDGE, TAIL)
-    v = step * x
+    x_at = cells(u, pixel, U_BYTES, c, u_channel, DENSE)
+    y_at = cells(y, pixel, Y_BYTES, c, y_channel, DENSE)
+    low_rank = low_rank_at(s, pixel, valid, RP, S_BYTES, R, SPLIT, TAIL)
     if NB == 1:
-        B_row = at_pixels(B, pixel, B_BYTES)
-        v = v * load_row(B_row, valid, TAIL)[:, None]
-    h, found = advance(step, v, h, a, B, C, B_state, C_state, way, i, n_inside,
-                       B_BYTES, C_BYTES, TIGHT, BT, NB, BC, False, True, MASKED)  # fmt: skip
-    if NB == 1:
-        C_row = B_row + CB if CB else at_pixels(C, pixel, C_BYTES)
-        found = found * load_row(C_row, valid, TAIL)[:, None]
-    found += d[None, :] * x
-    addresses = cells(y, pixel, Y_BYTES, c, y_channel, DENSE)
-    if more != 0:
-        found += load_tile(addresses, valid, inside, EDGE, TAIL)
-    store_tile(addresses, found, valid, inside, EDGE, TAIL)
-    return h
+        B_at = at_pixels(B, pixel, B_BYTES)
+        C_at = B_at + CB if CB else at_pixels(C, pixel, C_BYTES)
+        B_row, C_row = load_row(B_at, valid, TAIL)[:, None], load_row(C_at, valid, TAIL)[:, None]
+    else:
+        B_row, C_row = 1.0, 1.0
+    behind = ()
+    for j in tl.static_range(NC):
+        high, low, bias, a = held[j]
+        inside = c + j * BC < channels
+        x = load_tile(beside(x_at, j * BC, u_channel, DENSE), valid, inside, EDGE, TAIL)
+        step, _, _ = steps(low_rank, s, s_channel, high, low, bias, pixel, c + j * BC, valid, inside,
+                           S_BYTES, R, SPLIT, SOFTPLUS, EDGE, TAIL)  # fmt: skip
+        end, found = advance(step, step * x * B_row, h[j], a, B, C, B_state, C_state, way, i, n_inside,
+                             B_BYTES, C_BYTES, TIGHT, BT, NB, BC, False, True, MASKED)  # fmt: skip
+        behind += (end,)
+        found = found * C_row + d[j][None, :] * x
+        if more != 0:
+            found += load_tile(beside(y_at, j * BC, y_channel, DENSE), valid, inside, EDGE, TAIL)
+        store_tile(beside(y_at, j * BC, y_channel, DENSE), found, valid, inside, EDGE, TAIL)
+    return behind
 
 
 @kernel
@@ -140,7 +160,7 @@ def aggregates(
     images, length, chunk, chunks, channels, states, state0, dirs, backwards, base0, mul0, shift0, stride0, jump0,
     base1, mul1, shift1, stride1, jump1,
     U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    HALF: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, SOFTPLUS: tl.constexpr,
+    SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, NC: tl.constexpr, SOFTPLUS: tl.constexpr,
     BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr,
     PAIR: tl.constexpr, ADJOINT: tl.constexpr,
 ):  # fmt: skip
@@ -148,17 +168,15 @@ def aggregates(
 
     ADJOINT does the same for the adjoint state: u is dy, B is C, and ``backwards`` says where that runs backwards.
     """
-    blocks = tl.cdiv(channels, BC)
+    blocks = tl.cdiv(channels, BC * NC)
     pid = tl.program_id(0).to(tl.int64)
-    c = (pid % blocks).to(tl.int32) * BC + tl.arange(0, BC)
+    c = (pid % blocks).to(tl.int32) * (BC * NC) + tl.arange(0, BC)
     pid = pid // blocks
     chunk_id = (pid % chunks).to(tl.int32)
     pid = pid // chunks
     group = (pid % (dirs // PAIR)).to(tl.int32)
     image = pid // (dirs // PAIR)
-    inside = c < channels
     n = state0 + tl.arange(0, NB)
-    n_inside = n < states
     row = tl.arange(0, BT)
     t0 = chunk_id * chunk
     count = tl.minimum(chunk, length - t0)
@@ -170,44 +188,57 @@ def aggregates(
         u_at = u + image * u_image + far * u_dir
         s_at = s + image * s_image + far * s_dir
         B_at = B + image * B_image + far * B_dir + state0 * B_state
-        high, low, of_bias, a = parameters(weight, bias, A, k, c, n, inside, n_inside, channels, states,
-                                           s.dtype.element_ty, R, RP, HALF, BIAS, BC)  # fmt: skip
-        h = tl.zeros([NB, BC], tl.float32)
-        total = tl.zeros([BT, BC], tl.float32)
+        held, h, total = (), (), ()
+        for j in tl.static_range(NC):
+            held += (parameters(weight, bias, A, k, c + j * BC, n, channels, states, s.dtype.element_ty,
+                                      R, RP, SPLIT, BIAS, BC),)  # fmt: skip
+            h += (tl.zeros([NB, BC], tl.float32),)
+            total += (tl.zeros([BT, BC], tl.float32),)
         full = count // BT * BT
         for i in range(0, full, BT):
             h, total = _aggregate(
-                u_at, s_at, B_at, u_channel, s_channel, B_state, high, low, of_bias, a, h, total, way, i, row, c,
-                row < BT, inside, n_inside, U_BYTES, S_BYTES, B_BYTES, R, HALF, NB, BT, BC, SOFTPLUS, DENSE, TIGHT,
-                EDGE, MASKED, ADJOINT, False,
+                u_at, s_at, B_at, u_channel, s_channel, B_state, held, h, total, way, i, row, c, row < BT, channels,
+                n < states, U_BYTES, S_BYTES, B_BYTES, R, RP, SPLIT, NB, BT, BC, NC, SOFTPLUS, DENSE, TIGHT, EDGE,
+                MASKED, ADJOINT, False,
             )  # fmt: skip
         if full < count:
             h, total = _aggregate(
-                u_at, s_at, B_at, u_channel, s_channel, B_state, high, low, of_bias, a, h, total, way, full, row, c,
-                full + row < count, inside, n_inside, U_BYTES, S_BYTES, B_BYTES, R, HALF, NB, BT, BC, SOFTPLUS, DENSE,
-                TIGHT, EDGE, MASKED, ADJOINT, True,
+                u_at, s_at, B_at, u_channel, s_channel, B_state, held, h, total, way, full, row, c, full + row < count,
+                channels, n < states, U_BYTES, S_BYTES, B_BYTES, R, RP, SPLIT, NB, BT, BC, NC, SOFTPLUS, DENSE, TIGHT,
+                EDGE, MASKED, ADJOINT, True,
             )  # fmt: skip
         at = (chunk_id * images.to(tl.int64) + image) * dirs + k
-        tl.store(sums + at * channels + c, tl.sum(total, 0), inside)
-        tl.store(ends + (at * states + n[:, None]) * channels + c[None, :], h, inside[None, :] & n_inside[:, None])
+        _keep(ends + (at * states + n[:, None]) * channels + c[None, :], h, c, n, channels, states, BC, NC)
+        for j in tl.static_range(NC):
+            tl.store(sums + at * channels + c + j * BC, tl.sum(total[j], 0), c + j * BC < channels)
 
 
 @triton.jit
 def _aggregate(
-    u, s, B, u_channel, s_channel, B_state, high, low, bias, a, h, total, way, i, row, c, valid, inside, n_inside,
-    U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr,
-    NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, SOFTPLUS: tl.constexpr, DENSE: tl.constexpr,
-    TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr, ADJOINT: tl.constexpr, TAIL: tl.constexpr,
+    u, s, B, u_channel, s_channel, B_state, held, h, total, way, i, row, c, valid, channels, n_inside,
+    U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+    SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, NC: tl.constexpr, SOFTPLUS: tl.constexpr,
+    DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr, ADJOINT: tl.constexpr,
+    TAIL: tl.constexpr,
 ):  # fmt: skip
+    """Return the states behind one tile, and the sums of steps with its own added."""
     pixel = place(way, i + row)
-    x = load_tile(cells(u, pixel, U_BYTES, c, u_channel, DENSE), valid, inside, EDGE, TAIL)
-    step, _, _ = steps(s, s_channel, high, low, bias, pixel, c, valid, inside, S_BYTES, R, HALF, SOFTPLUS, EDGE, TAIL)
-    v = x if ADJOINT else step * x
-    if NB == 1:
-        v = v * load_row(at_pixels(B, pixel, B_BYTES), valid, TAIL)[:, None]
-    h, _ = advance(step, v, h, a, B, B, B_state, B_state, way, i, n_inside,
-                   B_BYTES, B_BYTES, TIGHT, BT, NB, BC, ADJOINT, False, MASKED)  # fmt: skip
-    return h, total + step
+    x_at = cells(u, pixel, U_BYTES, c, u_channel, DENSE)
+    low_rank = low_rank_at(s, pixel, valid, RP, S_BYTES, R, SPLIT, TAIL)
+    B_row = load_row(at_pixels(B, pixel, B_BYTES), valid, TAIL)[:, None] if NB == 1 else 1.0
+    behind, sums = (), ()
+    for j in tl.static_range(NC):
+        high, low, bias, a = held[j]
+        inside = c + j * BC < channels
+        x = load_tile(beside(x_at, j * BC, u_channel, DENSE), valid, inside, EDGE, TAIL)
+        step, _, _ = steps(low_rank, s, s_channel, high, low, bias, pixel, c + j * BC, valid, inside,
+                           S_BYTES, R, SPLIT, SOFTPLUS, EDGE, TAIL)  # fmt: skip
+        v = x if ADJOINT else step * x
+        end, _ = advance(step, v * B_row, h[j], a, B, B, B_state, B_state, way, i, n_inside,
+                         B_BYTES, B_BYTES, TIGHT, BT, NB, BC, ADJOINT, False, MASKED)  # fmt: skip
+        behind += (end,)
+        sums += (total[j] + step,)
+    return behind, sums
 
 
 @kernel

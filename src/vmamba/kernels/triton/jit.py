@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+#: Whether functions that are jitted from now on are interpreted on the CPU (``TRITON_INTERPRET=1``).
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
 
 class Launch(NamedTuple):
     """A launch that was asked for.
@@ -51,7 +54,6 @@ class Kernel:
         arguments = [one.name for one in parameters if "constexpr" not in str(one.annotation)]
         self.function: Any = triton.jit(function, do_not_specialize=arguments)
         self.__doc__ = function.__doc__
-        self.interpreted = type(self.function).__name__ == "InterpretedFunction"
 
     def __getitem__(self, grid: tuple[int]) -> Callable[..., object]:
         launched: Callable[..., object] = self.function[grid] if _collected is None else self._collect

@@ -16,8 +16,7 @@ from vmamba.kernels.triton.plan import Pairs, Plan, Tile, plan, processors
 _CARRY_BLOCK = 128
 # Products need sums of so many terms at least.
 _LEAST_SUM = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else 16
-# The interpreter multiplies the bit patterns of 16-bit matrices (triton 3.6 to 3.8).
-_INTERPRETED = forward.carry.interpreted
+_LEAST_RANK = 16
 
 
 class Gradients(NamedTuple):
@@ -102,7 +101,7 @@ class Scan:
         if p.chunks > 1:
             start = self._carried(self.u, self.B, adjoint=False, workspace=workspace)
         for state0, dir0, side in self._passes(tile):
-            forward.outputs[(self.images * side * p.chunks * self._blocks(tile),)](
+            forward.outputs[(self.images * side * p.chunks * tile.programs(self.channels),)](
                 self.u, self.steps, self.weight, self.bias, self.A, self.D, self.B, self.C,
                 y, start, y if saved is None else saved,
                 *_strides(self.u), *_strides(self.steps), *_strides(self.B), *_strides(self.C), *_strides(y),
@@ -113,9 +112,6 @@ class Scan:
                 PAIR=2 if self.merged else 1, SAVE=saved is not None, SKIP=self.D is not None, CB=self._beside(),
             )  # fmt: skip
         return f"triton, {p.chunks} chunks of {p.chunk}, {tile.block} channels"
-
-    def _blocks(self, tile: Tile) -> int:
-        return -(-self.channels // tile.block)
 
     def _passes(self, tile: Tile) -> Iterator[tuple[int, int, int]]:
         """First state, first direction, and directions side by side of each launch that adds to the same memory."""
@@ -144,7 +140,7 @@ class Scan:
     ) -> Gradients:
         p, tile = self.plan, self.plan.backward
         start = self._carried(dy, self.C, adjoint=True, workspace=workspace) if p.chunks > 1 else dy
-        width, blocks = self.rank + 2 * self.states, self._blocks(tile)
+        width, blocks = self.rank + 2 * self.states, tile.programs(self.channels)
         shape = (blocks, self.images, self.length, self.directions, width)
         columns = workspace(math.prod(shape)).view(shape)
         held = (self.images * p.chunks, self.directions, self.rank + 2 + self.states, self.channels)
@@ -186,7 +182,7 @@ class Scan:
         if adjoint:
             backwards ^= (1 << self.directions) - 1
         for state0 in range(0, self.states, tile.states):
-            forward.aggregates[(rows // pair * p.chunks * self._blocks(tile),)](
+            forward.aggregates[(rows // pair * p.chunks * tile.programs(self.channels),)](
                 u, self.steps, self.weight, self.bias, self.A, B, sums, ends,
                 *_strides(u), *_strides(self.steps), *_strides(B),
                 self.images, self.length, p.chunk, p.chunks, self.channels, self.states, state0, self.directions,
@@ -207,16 +203,17 @@ class Scan:
             "S_BYTES": _bytes(self.steps),
             "B_BYTES": _bytes(self.B if B is None else B),
             "R": self.rank,
-            "RP": max(16, 1 << (self.rank - 1).bit_length()) if self.rank else 16,
-            "HALF": self.rank > 0 and self.steps.element_size() == 2 and not _INTERPRETED,
+            "RP": max(_LEAST_RANK, 1 << (self.rank - 1).bit_length()) if self.rank else _LEAST_RANK,
+            "SPLIT": (1 if 2 * self.rank > _LEAST_RANK else 2) if self.steps.element_size() == 2 else 0,
             "NB": tile.states,
             "BT": tile.rows,
             "BC": tile.block,
+            "NC": tile.blocks,
             "SOFTPLUS": self.softplus,
             "BIAS": self.bias is not None,
             "DENSE": u.stride(3) == 1 and other.stride(3) == 1,
             "TIGHT": min(_packed(self.B), _packed(self.C)),
-            "EDGE": self.channels % tile.block != 0,
+            "EDGE": self.channels % (tile.block * tile.blocks) != 0,
             "MASKED": self.states % tile.states != 0,
             "num_warps": 1,
             "num_stages": 1,

@@ -80,16 +80,22 @@ class Tile(NamedTuple):
         lanes: channels of one lane (V); a block has ``32·V``.
         rows: places of a tile (BT), of which a lane holds all.
         states: states that one pass computes (NB).
+        blocks: blocks of channels that one program takes in turn (NC).
     """
 
     lanes: int
     rows: int
     states: int
+    blocks: int = 1
 
     @property
     def block(self) -> int:
-        """Channels of a program (BC)."""
+        """Channels of a tile (BC)."""
         return 32 * self.lanes
+
+    def programs(self, channels: int) -> int:
+        """Programs that share the channels of a chunk."""
+        return -(-channels // (self.block * self.blocks))
 
 
 class Plan(NamedTuple):
@@ -121,13 +127,15 @@ def plan(images: int, directions: int, length: int, channels: int, states: int, 
         directions: that programs of one launch work on side by side.
         processors: multiprocessors of the device.
     """
-    # Two channels a lane share what is done once a place; a large weight leaves no registers for them.
+    # Two channels a lane share what is done once a place, and so do three blocks of a program where channels are no
+    # multiple of 64; a large weight leaves no registers for either.
     lanes = 2 if channels % 64 == 0 and rank <= 32 else 1
     padded = 1 << (states - 1).bit_length()
-    forward = Tile(lanes, _ROWS, min(16, padded))
+    blocks = 3 if lanes == 1 and channels % 96 == 0 and rank <= 16 and states == 1 else 1
+    forward = Tile(lanes, _ROWS, min(16, padded), blocks)
     backward = Tile(1, _ROWS, min(4, padded))  # it holds many more numbers of each place
     group = group_of(states)
-    tasks = images * directions * -(-channels // forward.block)
+    tasks = images * directions * forward.programs(channels)
     chunks = 1
     while tasks * chunks < _PROGRAMS_PER_SM * processors and length >= 2 * chunks * _LEAST_PLACES:
         chunks *= 2

@@ -12,7 +12,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from vmamba.kernels.triton.jit import INTERPRETED
+
 _LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+_INTERPRETED: tl.constexpr = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
@@ -54,6 +57,12 @@ def cells(pointer, pixel, BYTES: tl.constexpr, c, channel_stride, DENSE: tl.cons
     if DENSE:
         return at_pixels((pointer + c)[None, :], pixel[:, None], BYTES)
     return at_pixels((pointer + c.to(tl.int64) * channel_stride)[None, :], pixel[:, None], BYTES)
+
+
+@triton.jit
+def beside(addresses, channels: tl.constexpr, channel_stride, DENSE: tl.constexpr):
+    """Addresses so many channels further on, a constant where channels are neighbours."""
+    return addresses + (channels if DENSE else channels * channel_stride)
 
 
 @triton.jit
@@ -110,32 +119,49 @@ def softplus(p):
 
 
 @triton.jit
-def split_weight(weight, HALF: tl.constexpr, dtype: tl.constexpr):
-    """The weight as a sum of two 16-bit ones for products with 16-bit inputs, exact to 16 bits; else as it is."""
-    if HALF:
-        high = weight.to(dtype)
-        low = (weight - high.to(tl.float32)).to(dtype)
+def load_weight(weight, kc, inside, dtype: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr):
+    """A block's step projection ``[BC, RP]``, for 16-bit low-rank steps as a sum of two that is exact to 16 bits.
+
+    SPLIT = 0: one alone, in float32. 1: two 16-bit ones. 2: both in one, the second half of whose columns is free.
+    """
+    r = tl.arange(0, RP)[None, :]
+    column = r % (RP // 2) if SPLIT == 2 else r
+    whole = tl.load(weight + kc[:, None] * R + column, inside[:, None] & (column < R), 0.0)
+    if SPLIT == 0:
+        high, low = whole, whole
     else:
-        high, low = weight, weight
+        high = whole.to(dtype)
+        low = (whole - high.to(tl.float32)).to(dtype)
+        if SPLIT == 2:
+            high = tl.where(r < RP // 2, high, low)
     return high, low
 
 
 @triton.jit
-def steps(s, s_channel, high, low, bias, pixel, c, valid, inside, S_BYTES: tl.constexpr, R: tl.constexpr,
-          HALF: tl.constexpr, SOFTPLUS: tl.constexpr, EDGE: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
+def product(x, y):
+    """A product of 16-bit matrices, in float32. (Triton 3.6 to 3.8 when interpreted multiply their bit patterns.)"""
+    if _INTERPRETED:
+        x, y = x.to(tl.float32), y.to(tl.float32)
+    return tl.dot(x, y)
+
+
+@triton.jit
+def steps(low_rank, s, s_channel, high, low, bias, pixel, c, valid, inside, S_BYTES: tl.constexpr, R: tl.constexpr,
+          SPLIT: tl.constexpr, SOFTPLUS: tl.constexpr, EDGE: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
     """The steps δ of a tile, ``p`` before softplus, and ``exp(-|p|)``. Rows outside the chunk have step 0: they decay
     nothing and add nothing.
 
-    With R > 0 ``s`` holds the low-rank steps of each place, and the weight ``[BC, RP]``, as `split_weight` has it,
-    projects them; with R = 0 it holds p without its bias.
+    With R > 0 the weight ``[BC, RP]``, as `load_weight` has it, projects the low-rank steps (`low_rank_at`); with
+    R = 0 ``s`` holds p without its bias.
     """
     if R > 0:
         # Channels are the product's rows, of which the matrix unit takes 16 at a time, places its columns: 8.
-        low_rank = low_rank_at(s, pixel, valid, high.shape[1], S_BYTES, R, TAIL)
-        if HALF:
-            p = tl.dot(low, low_rank, tl.dot(high, low_rank))
-        else:
+        if SPLIT == 0:
             p = tl.dot(high, low_rank.to(tl.float32), input_precision="tf32x3")
+        else:
+            p = product(high, low_rank)
+            if SPLIT == 1:
+                p += product(low, low_rank)
         p = tl.trans(p) + bias[None, :]
     else:
         p = load_tile(cells(s, pixel, S_BYTES, c, s_channel, False), valid, inside, EDGE, TAIL) + bias[None, :]
@@ -149,11 +175,18 @@ def steps(s, s_channel, high, low, bias, pixel, c, valid, inside, S_BYTES: tl.co
 
 
 @triton.jit
-def low_rank_at(s, pixel, valid, RP: tl.constexpr, S_BYTES: tl.constexpr, R: tl.constexpr, TAIL: tl.constexpr):
-    """The low-rank steps of a tile, ``[RP, BT]``, zero below R."""
-    r = tl.arange(0, RP)[:, None]
-    mask = (r < R) & (valid[None, :] | (not TAIL))
-    return tl.load(at_pixels(s + r, pixel[None, :], S_BYTES), mask, 0.0)
+def low_rank_at(s, pixel, valid, RP: tl.constexpr, S_BYTES: tl.constexpr, R: tl.constexpr, SPLIT: tl.constexpr,
+                TAIL: tl.constexpr):  # fmt: skip
+    """The low-rank steps of a tile, ``[RP, BT]``, zero below R, twice where the weight is (`load_weight`)."""
+    if R > 0:
+        r = tl.arange(0, RP)[:, None]
+        if SPLIT == 2:
+            r = r % (RP // 2)
+        mask = (r < R) & (valid[None, :] | (not TAIL))
+        found = tl.load(at_pixels(s + r, pixel[None, :], S_BYTES), mask, 0.0)
+    else:
+        found = 0.0
+    return found
 
 
 @triton.jit
@@ -221,19 +254,32 @@ def advance(step, v, h, a, B, C, B_state, C_state, way, i, n_inside, B_BYTES: tl
 
 
 @triton.jit
-def parameters(weight, bias, A, k, c, n, inside, n_inside, channels, states, dtype: tl.constexpr,
-               R: tl.constexpr, RP: tl.constexpr, HALF: tl.constexpr, BIAS: tl.constexpr,
-               BC: tl.constexpr):  # fmt: skip
-    """A block's weight (`split_weight`), bias, and A in powers of two ``[NB, BC]``; zero beyond its channels."""
+def parameters(weight, bias, A, k, c, n, channels, states, dtype: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+               SPLIT: tl.constexpr, BIAS: tl.constexpr, BC: tl.constexpr):  # fmt: skip
+    """A block's weight (`load_weight`), bias, and A in powers of two ``[NB, BC]``; zero beyond its channels."""
     kc = k * channels + c
+    inside = c < channels
     a = (
-        tl.load(A + (k * states + n)[:, None] * channels + c[None, :], inside[None, :] & n_inside[:, None], 0.0)
+        tl.load(A + (k * states + n)[:, None] * channels + c[None, :], inside[None, :] & (n < states)[:, None], 0.0)
         * _LOG2E
     )
     of_bias = tl.load(bias + kc, inside, 0.0) if BIAS else tl.zeros([BC], tl.float32)
     if R > 0:
-        r = tl.arange(0, RP)[None, :]
-        high, low = split_weight(tl.load(weight + kc[:, None] * R + r, inside[:, None] & (r < R), 0.0), HALF, dtype)
+        high, low = load_weight(weight, kc, inside, dtype, R, RP, SPLIT)
     else:
         high, low = 0.0, 0.0
     return high, low, of_bias, a
+
+
+@triton.jit
+def skip(D, k, c, channels, more, PAIR: tl.constexpr):
+    """What a block's channels multiply u with: D of direction k, or, where directions share their pixels and so skip
+    the same ones, the sum of theirs, once."""
+    mask = (c < channels) & (more == 0)
+    if PAIR == 1:
+        d = tl.load(D + k * channels + c, mask, 0.0)
+    else:
+        d = tl.load(D + c, mask, 0.0)
+        for other in range(1, 4):
+            d += tl.load(D + other * channels + c, mask, 0.0)
+    return d
