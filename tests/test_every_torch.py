@@ -85,12 +85,14 @@ def test_a_compiled_model_follows_the_backend_asked_for(images: Tensor) -> None:
             assert ("oflex" in {run.backend for run in runs}) == (backend == "oflex")
 
 
+@pytest.mark.long
 def test_the_default_compiler_gives_the_same(images: Tensor) -> None:
     model = small().eval()
     with torch.no_grad():
         near(torch.compile(model, fullgraph=True)(images), model(images))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dynamic", ["", "batch,height,width"])
 def test_export(dynamic: str, tmp_path: Path) -> None:
     model = one_block() if dynamic else small()
@@ -114,6 +116,7 @@ def test_weights_go_to_a_file_and_come_back(images: Tensor, tmp_path: Path) -> N
         near(vmamba.load(tmp_path / name)(images), model(images))
 
 
+@pytest.mark.long
 def test_optimize(images: Tensor) -> None:
     model = small().eval()
     fast = vmamba.optimize(model, example=images[:1])

@@ -19,7 +19,8 @@ from vmamba.errors import BackendError
 from vmamba.inference import warm
 
 _PROGRAM = Path(__file__).with_name("compile_kernels.py")
-#: One block of a stage: 192 channels, a rank of 12.
+#: One block of VMamba-T's first and of its second stage: 96 channels and a rank of 6, 192 and 12.
+_FIRST_STAGE = {"dims": [96], "depths": [1], "num_classes": 2}
 _SECOND_STAGE = {"dims": [192], "depths": [1], "num_classes": 2}
 
 #: Older ones multiply sums of 16 terms at least, so that backward's are doubled with zeros.
@@ -47,19 +48,32 @@ def hold(rows: list[dict[str, Any]], most: dict[str, float], spills: dict[str, i
             assert "SHFL" not in row["kinds"], what
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-def test_one_state(capability: int) -> None:
-    rows = compiled(capability, "bfloat16", True, **_SECOND_STAGE)
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("capability", "stage", "most"),
+    [
+        (80, _FIRST_STAGE, {"outputs": 40, "aggregates": 32}),
+        (90, _FIRST_STAGE, {"outputs": 40, "aggregates": 32}),
+        (90, _SECOND_STAGE, {"outputs": 45, "aggregates": 35}),
+    ],
+)
+def test_one_state(capability: int, stage: dict[str, Any], most: dict[str, float]) -> None:
+    rows = compiled(capability, "bfloat16", True, **stage)
     assert Counter(row["name"] for row in rows) == {"outputs": 1, "aggregates": 2, "carry": 1, "gradients": 1}
-    # For 8.0 the compiler keeps more at once, and some of it does not fit.
-    spills = {"outputs": 64, "gradients": 400} if capability == 80 else {"gradients": 64 if _SHORT_SUMS else 128}
-    hold(rows, {"outputs": 45, "aggregates": 38, "carry": 20, "gradients": 120 if _SHORT_SUMS else 135}, spills)
+    # For 8.0 the compiler keeps more at once, and some of it does not fit; forward spills outside its loops.
+    spills = {"gradients": 64 if _SHORT_SUMS else 128}
+    if capability == 80:
+        spills = {"outputs": 256, "aggregates": 128, "gradients": 400}
+    hold(rows, {**most, "carry": 20, "gradients": 120 if _SHORT_SUMS else 135}, spills)
+    for row in rows:
+        if row["name"] in ("outputs", "aggregates"):
+            assert "LDL" not in row["kinds"], row["name"]
+            assert "STL" not in row["kinds"], row["name"]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_other_dtypes(dtype: str) -> None:
-    rows = compiled(90, dtype, False, **_SECOND_STAGE)
+def test_float32() -> None:
+    rows = compiled(90, "float32", False, **_SECOND_STAGE)
     hold(rows, {"outputs": 90, "aggregates": 80, "carry": 20}, {"outputs": 512, "aggregates": 512})
 
 

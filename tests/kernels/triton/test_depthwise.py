@@ -347,8 +347,9 @@ def test_without_a_gpu_nothing_of_triton_is_asked_for() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize(("dtype", "lanes", "turned"), [("bf16", 8, False), ("fp32", 4, False), ("bf16", 8, True)])
+@pytest.mark.parametrize(
+    ("capability", "dtype", "lanes", "turned"), [(80, "bf16", 8, False), (90, "fp32", 4, False), (90, "bf16", 8, True)]
+)
 def test_forward_in_registers(capability: int, dtype: str, lanes: int, turned: bool) -> None:
     found = compiled(
         "depthwise", "convolve", capability,
@@ -361,9 +362,7 @@ def test_forward_in_registers(capability: int, dtype: str, lanes: int, turned: b
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-@pytest.mark.parametrize("edge", [False, True])
+@pytest.mark.parametrize(("capability", "dtype", "edge"), [(90, "bf16", False), (80, "fp32", True)])
 def test_backward_in_registers(capability: int, dtype: str, edge: bool) -> None:
     found = compiled(
         "depthwise", "gradients", capability,
