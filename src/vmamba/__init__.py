@@ -16,7 +16,7 @@ from vmamba.errors import (
 from vmamba.inference.engines import optimize
 from vmamba.inference.warm import warm
 from vmamba.layers import SS2D, VSSBlock
-from vmamba.models import VSSM, Backbone_VSSM, VSSMConfig, create_model, list_models, load
+from vmamba.models import VSSM, Backbone_VSSM, VSSMConfig, create_model, list_models, load, model_config
 from vmamba.scan import (
     backend,
     cross_merge_fn,
@@ -51,6 +51,7 @@ __all__ = [
     "list_models",
     "load",
     "load_weights",
+    "model_config",
     "optimize",
     "read_weights",
     "recorded_runs",

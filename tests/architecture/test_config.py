@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -85,3 +86,37 @@ def test_how_a_network_ran_is_not_stored_and_not_read(backend: str, tmp_path: Pa
         assert torch.allclose(loaded(x), model(x), atol=1e-5)
     asked = VSSM.from_pretrained(tmp_path, selective_scan_backend="torch", use_checkpoint=True)
     assert (asked.config.selective_scan_backend, asked.config.use_checkpoint) == ("torch", True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"depths": 5}, "depths 5 is no list"),
+        ({"depths": "22"}, "depths '22' is no list"),
+        ({"depths": [1, 2.5]}, "depths 2.5 is not a whole number"),
+        ({"dims": None}, "dims None is not a whole number"),
+        ({"dims": [8, "16"]}, "dims '16' is not a whole number"),
+        ({"patch_size": "4"}, "patch_size '4' is not a whole number"),
+        ({"num_classes": True}, "num_classes True is not a whole number"),
+        ({"ssm_d_state": "large"}, "'large' is not a whole number or 'auto'"),
+        ({"drop_path_rate": "x"}, "drop_path_rate 'x' is not a number"),
+        ({"mlp_ratio": None}, "mlp_ratio None is not a number"),
+        ({"ssm_ratio": float("nan")}, "ssm_ratio nan is not a number"),
+        ({"gmlp": "yes"}, "gmlp 'yes' is neither true nor false"),
+        ({"use_checkpoint": "no"}, "use_checkpoint 'no' is neither true nor false"),
+        ({"norm_layer": None}, "norm_layer None is not a word"),
+        ({"forward_type": 3}, "forward_type 3 is not a word"),
+    ],
+)
+def test_wrong_types_are_mistakes_of_ours_not_pythons(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        VSSMConfig(**options)
+
+
+def test_numbers_of_other_libraries_become_plain_ones() -> None:
+    config = VSSMConfig(dims=np.int64(8), depths=np.array([1, 1]), patch_size=4.0, gmlp=np.bool_(True), ssm_ratio=2)
+    assert config == VSSMConfig(dims=(8, 16), depths=(1, 1), gmlp=True)
+    assert [type(value) for value in (*config.dims, config.patch_size, config.gmlp, config.ssm_ratio)] == [
+        int, int, int, bool, float,
+    ]  # fmt: skip
+    json.dumps(config.to_dict())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vmamba.architecture.values import real, switch, whole
 from vmamba.errors import ConfigError, nearest
 from vmamba.layers.activation import ACTIVATIONS
 from vmamba.layers.forward_type import ForwardType
@@ -14,13 +16,15 @@ from vmamba.layers.norm import NORMS
 from vmamba.layers.ssm_init import SSM_INITS
 from vmamba.scan.dispatch import check_name
 
+_logger = logging.getLogger("vmamba")
+
 
 @dataclass(frozen=True)
 class Architecture:
     """The network: what its weights belong to. Words may be in any case; ``dims=d`` means ``d, 2d, 4d, …``.
 
     Attributes:
-        patch_size: side of a patch in pixels.
+        patch_size: side of a patch in pixels, ``p``. ``patchembed_version="v1"`` steps by p, ``"v2"`` by (p/2)².
         in_chans: image channels.
         num_classes: classes of the head; 0 leaves the head out.
         depths: blocks of each stage.
@@ -80,34 +84,35 @@ class Architecture:
 
     def __post_init__(self) -> None:
         """Bring values into their canonical form and check them."""
-        for name in (
-            "ssm_act_layer",
-            "mlp_act_layer",
-            "ssm_init",
-            "norm_layer",
-            "downsample_version",
-            "patchembed_version",
-        ):
-            self._set(name, str(getattr(self, name)).lower())
-        self._set("depths", tuple(int(depth) for depth in self.depths))
-        dims = self.dims
-        if isinstance(dims, int):
-            dims = tuple(dims * 2**stage for stage in range(len(self.depths)))
-        self._set("dims", tuple(int(dim) for dim in dims))
-        for name in ("ssm_d_state", "ssm_dt_rank"):
-            value = getattr(self, name)
-            self._set(name, value if value == "auto" else self._whole(name, value))
+        for field in dataclasses.fields(Architecture):
+            object.__setattr__(self, field.name, self._typed(field.name, type(field.default)))
         self._check()
 
-    def _set(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)
-
-    @staticmethod
-    def _whole(name: str, value: object) -> int:
-        try:
-            return int(value)  # type: ignore[call-overload, no-any-return]
-        except (TypeError, ValueError):
-            raise ConfigError(f"{name} {value!r} is neither a whole number nor 'auto'") from None
+    def _typed(self, name: str, kind: type) -> Any:
+        """A field's value in its canonical form; its default tells the type."""
+        value = getattr(self, name)
+        if name in ("depths", "dims"):
+            if name == "dims" and not isinstance(value, Iterable):
+                first = whole(name, value)
+                return tuple(first * 2**stage for stage in range(len(self.depths)))
+            if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+                raise ConfigError(f"{name} {value!r} is no list; give a whole number for each stage")
+            return tuple(whole(name, one) for one in value)
+        if name in ("ssm_d_state", "ssm_dt_rank"):
+            if value == "auto":
+                return value
+            # Upstream's YAML files have words here.
+            digits = isinstance(value, str) and value.isdecimal()
+            return whole(name, int(value) if digits else value, " or 'auto'")
+        if kind is int:
+            return whole(name, value)
+        if kind is float:
+            return real(name, value)
+        if kind is bool:
+            return switch(name, value)
+        if not isinstance(value, str):
+            raise ConfigError(f"{name} {value!r} is not a word")
+        return value if name == "forward_type" else value.lower()
 
     def _check(self) -> None:
         if not self.depths or min(self.depths) < 0:
@@ -138,6 +143,11 @@ class Architecture:
                 raise ConfigError(f"{name} {value!r} is unknown; legal: {', '.join(legal)}{nearest(value, legal)}")
         ForwardType.parse(self.forward_type)
 
+    @property
+    def stem_stride(self) -> int:
+        """Pixels of the image, a side, for each place of the first stage's map."""
+        return self.patch_size if self.patchembed_version == "v1" else (self.patch_size // 2) ** 2
+
     def drop_path_rates(self) -> list[float]:
         """The rate of each block in order: from 0 to ``drop_path_rate`` linearly."""
         blocks = sum(self.depths)
@@ -162,6 +172,7 @@ class RuntimeOptions:
     def __post_init__(self) -> None:
         """Check the name; whether the backend can run is asked when it is called."""
         check_name(self.selective_scan_backend)
+        object.__setattr__(self, "use_checkpoint", switch("use_checkpoint", self.use_checkpoint))
 
 
 #: The names of `RuntimeOptions`.
@@ -195,12 +206,30 @@ class VSSMConfig(RuntimeOptions, Architecture):
             ConfigError: an unknown name, with the nearest legal ones.
         """
         legal = cls.field_names()
+        if "ssm_rank_ratio" in values:
+            values = {name: value for name, value in values.items() if name != "ssm_rank_ratio"}
+            _logger.warning(
+                "ssm_rank_ratio is ignored: upstream takes it too and never used it; ssm_dt_rank is the rank"
+            )
         for name in values:
             if name not in legal:
                 raise ConfigError(
                     f"{name!r} is not an option of a VSSM{nearest(name, legal)}; legal: {', '.join(legal)}"
                 )
         return cls(**values)
+
+    @classmethod
+    def of(cls, config: VSSMConfig | None, options: Mapping[str, Any]) -> VSSMConfig:
+        """``config`` with some values changed, or without one, a new one of these values.
+
+        Raises:
+            ConfigError: ``config`` is something else; an unknown name or an illegal value.
+        """
+        if config is None:
+            return cls.from_dict(options)
+        if not isinstance(config, VSSMConfig):
+            raise ConfigError(f"give a VSSMConfig or keywords, not a {type(config).__name__}")
+        return config.replace(**options) if options else config
 
     @classmethod
     def from_stored(cls, values: Mapping[str, Any]) -> VSSMConfig:

@@ -145,7 +145,7 @@ def _example(source: Source, axes: Sequence[str]) -> Tensor:
     """Images to trace with: of the model's own size, but along ``axes`` large enough for a graph of all sizes."""
     config = source.model.config
     # Two places are left at the last stage.
-    least = 2 * config.patch_size * 2 ** (len(config.depths) - 1)
+    least = 2 * config.stem_stride * 2 ** (len(config.depths) - 1)
     sizes = {"height": source.preprocessing.height, "width": source.preprocessing.width}
     height, width = (max(size, least) if axis in axes else size for axis, size in sizes.items())
     if "height" in axes and "width" in axes:

@@ -6,6 +6,7 @@ lets an unknown word silently become ``None``; here they come in any order and a
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,14 +63,15 @@ class ForwardType:
         base, *words = str(text).split("_")
         if base not in _BASES:
             raise ConfigError(
-                f"forward_type {text!r}: unknown type {base!r}; legal: {', '.join(_BASES)}{nearest(base, _BASES)}"
+                f"forward_type {text!r}: unknown type {base!r}; legal: {', '.join(_BASES)}"
+                f"{_meant(text) or nearest(base, _BASES)}"
             )
         for word in words:
             if word not in _POSTFIXES:
                 legal = ", ".join("_" + postfix for postfix in _POSTFIXES)
                 raise ConfigError(
                     f"forward_type {text!r}: unknown postfix '_{word}'; legal, in any order: {legal}"
-                    f"{nearest(word, _POSTFIXES)}"
+                    f"{_meant(text) or nearest('_' + word, ['_' + postfix for postfix in _POSTFIXES])}"
                 )
             if words.count(word) > 1:
                 raise ConfigError(f"forward_type {text!r}: postfix '_{word}' is repeated; give it once")
@@ -95,3 +97,24 @@ class ForwardType:
             out_act="oact" in words,
             out_norm=_OUT_NORMS[out_norms[0]] if out_norms else "ln",
         )
+
+
+def _meant(text: object) -> str:
+    """``"; did you mean 'v05_noz'?"`` for a text that only cases and separators keep from being legal, else nothing."""
+    squeezed = re.sub("[^a-z0-9]", "", str(text).lower())
+    for base in sorted(_BASES, key=len, reverse=True):
+        words = _postfixes_of(squeezed.removeprefix(base)) if squeezed.startswith(base) else None
+        if words is not None:
+            return f"; did you mean {'_'.join([base, *words])!r}?"
+    return ""
+
+
+def _postfixes_of(squeezed: str) -> list[str] | None:
+    """The postfixes that a text is made of, or None."""
+    if not squeezed:
+        return []
+    for word in _POSTFIXES:
+        rest = _postfixes_of(squeezed.removeprefix(word)) if squeezed.startswith(word) else None
+        if rest is not None:
+            return [word, *rest]
+    return None

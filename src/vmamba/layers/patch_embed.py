@@ -24,7 +24,9 @@ def make_patch_embed(
     """Build the patch embedding ``(b, H, W, in_chans) → (b, h, w, dim)``.
 
     ``v1`` is one convolution of the patch's size and rounds an odd image down; ``v2`` is two overlapping
-    convolutions of stride ``patch_size / 2`` with a GELU between and rounds up.
+    convolutions of stride ``patch_size / 2`` each, with a GELU between. So v2 steps by 4 pixels for ``patch_size`` 4
+    (and rounds up), by 1 for 2 and by 16 for 8. For 2 upstream's map grows by a row and a column with each convolution;
+    here it keeps the image's size.
 
     Raises:
         ConfigError: an unknown version, or an odd or too small patch for ``v2``.
@@ -40,12 +42,21 @@ def make_patch_embed(
         if patch_size < 2 or patch_size % 2:
             raise ConfigError(f"patch_size {patch_size} does not fit patchembed_version 'v2'; give an even number")
         stride = patch_size // 2
-        first = Conv2d(in_chans, dim // 2, kernel_size=stride + 1, stride=stride, padding=1)
-        second = Conv2d(dim // 2, dim, kernel_size=stride + 1, stride=stride, padding=1)
+        kind = Conv2d if stride > 1 else _SameSizeConv2d
+        first = kind(in_chans, dim // 2, kernel_size=stride + 1, stride=stride, padding=1)
+        second = kind(dim // 2, dim, kernel_size=stride + 1, stride=stride, padding=1)
         return nn.Sequential(
             OrderedDict([("0", first), ("2", norm(dim // 2)), ("4", nn.GELU()), ("5", second), ("7", norm(dim))])
         )
     raise ConfigError(f"patchembed_version {version!r} is unknown; legal: v1, v2")
+
+
+class _SameSizeConv2d(Conv2d):
+    """Of side 2 and stride 1, padded by a place on all sides: the row and column that look past the image are cut."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(b, h, w, c) → (b, h, w, out)``."""
+        return super().forward(x)[:, :-1, :-1]
 
 
 def resize_pos_embed(pos_embed: Tensor, h: int, w: int) -> Tensor:

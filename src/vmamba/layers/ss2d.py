@@ -52,6 +52,8 @@ class SS2D(nn.Module):
         conv_bias: whether that convolution has a bias.
         dropout: rate after the output projection.
         bias: whether the input and output projections have one.
+        dt_min, dt_max, dt_init, dt_scale, dt_init_floor: the steps that init ``"v0"`` draws, see
+            `init_scan_parameters`.
         initialize: ``"v0"``, ``"v1"`` or ``"v2"``, see `init_scan_parameters`.
         forward_type: upstream's string, see `ForwardType`. ``v0`` and ``v0seq`` always have a biased 3×3
             convolution, SiLU, no projection bias and init ``v0``.
@@ -75,6 +77,11 @@ class SS2D(nn.Module):
         conv_bias: bool = True,
         dropout: float = 0.0,
         bias: bool = False,
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
+        dt_init: str = "random",
+        dt_scale: float = 1.0,
+        dt_init_floor: float = 1e-4,
         initialize: str = "v0",
         forward_type: str = "v2",
         channel_first: bool = False,
@@ -103,7 +110,18 @@ class SS2D(nn.Module):
             else None
         )
         self.x_proj_weight = nn.Parameter(init_projection_weight(r + 2 * n, d))
-        for name, value in init_scan_parameters(initialize, d, n, r).items():
+        drawn = init_scan_parameters(
+            initialize,
+            d,
+            n,
+            r,
+            dt_min=dt_min,
+            dt_max=dt_max,
+            dt_init=dt_init,
+            dt_scale=dt_scale,
+            dt_init_floor=dt_init_floor,
+        )
+        for name, value in drawn.items():
             self.register_parameter(name, nn.Parameter(value))
         self.out_norm = make_out_norm(kind.out_norm, d)
         self.out_act = nn.GELU() if kind.out_act else nn.Identity()

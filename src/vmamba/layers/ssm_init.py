@@ -7,30 +7,51 @@ import math
 import torch
 from torch import Tensor
 
-from vmamba.errors import ConfigError
+from vmamba.errors import ConfigError, nearest
 
 DIRECTIONS = 4
 SSM_INITS = ("v0", "v1", "v2")
+DT_INITS = ("random", "constant")
 
 
-def init_scan_parameters(mode: str, d_inner: int, d_state: int, dt_rank: int) -> dict[str, Tensor]:
+def init_scan_parameters(
+    mode: str,
+    d_inner: int,
+    d_state: int,
+    dt_rank: int,
+    *,
+    dt_min: float = 1e-3,
+    dt_max: float = 0.1,
+    dt_init: str = "random",
+    dt_scale: float = 1.0,
+    dt_init_floor: float = 1e-4,
+) -> dict[str, Tensor]:
     """Draw ``A_logs (4·d, n)``, ``Ds (4·d,)``, ``dt_projs_weight (4, d, r)`` and ``dt_projs_bias (4, d)``.
 
-    ``v0`` is Mamba's (arXiv 2312.00752, §3.6): ``A = -(1..n)``, steps log-uniform in [1e-3, 0.1] through the inverse
-    softplus,
-    step weights uniform in ±r^-½. ``v1`` draws ``A_logs`` normal and the step projection 0.1 · normal; ``v2`` has
-    ``A_logs`` zero and the step projection 0.1 · uniform[0, 1). ``Ds`` is one in all.
+    ``v0`` is Mamba's (arXiv 2312.00752, §3.6): ``A = -(1..n)``, steps log-uniform in [dt_min, dt_max] and at least
+    ``dt_init_floor`` through the inverse softplus, step weights uniform in ±dt_scale·r^-½, or that number itself
+    where ``dt_init`` is ``"constant"``. ``v1`` draws ``A_logs`` normal and the step projection 0.1 · normal; ``v2``
+    has ``A_logs`` zero and the step projection 0.1 · uniform[0, 1); both know none of the ``dt_`` arguments. ``Ds``
+    is one in all.
 
     Raises:
-        ConfigError: an unknown mode.
+        ConfigError: an unknown mode, or steps that cannot be.
     """
+    if dt_init not in DT_INITS:
+        raise ConfigError(f"dt_init {dt_init!r} is unknown; legal: {', '.join(DT_INITS)}{nearest(dt_init, DT_INITS)}")
+    if not 0 < dt_min <= dt_max or dt_init_floor < 0:
+        raise ConfigError(
+            f"steps need 0 < dt_min ≤ dt_max and dt_init_floor ≥ 0, given dt_min={dt_min}, dt_max={dt_max}, "
+            f"dt_init_floor={dt_init_floor}"
+        )
     Ds = torch.ones(DIRECTIONS * d_inner)
     if mode == "v0":
         A_logs = torch.log(torch.arange(1, d_state + 1)).repeat(DIRECTIONS * d_inner, 1)
-        bound = dt_rank**-0.5
-        weight = torch.empty(DIRECTIONS, d_inner, dt_rank).uniform_(-bound, bound)
-        low, high = math.log(1e-3), math.log(0.1)
-        step = torch.exp(torch.rand(DIRECTIONS, d_inner) * (high - low) + low).clamp(min=1e-4)
+        bound = dt_scale * dt_rank**-0.5
+        weight = torch.empty(DIRECTIONS, d_inner, dt_rank)
+        weight = weight.uniform_(-bound, bound) if dt_init == "random" else weight.fill_(bound)
+        low, high = math.log(dt_min), math.log(dt_max)
+        step = torch.exp(torch.rand(DIRECTIONS, d_inner) * (high - low) + low).clamp(min=dt_init_floor)
         bias = step + torch.log(-torch.expm1(-step))  # softplus(bias) = step
     elif mode == "v1":
         A_logs = torch.randn(DIRECTIONS * d_inner, d_state)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vmamba._torch import is_plain_module
+from vmamba.errors import InputError
 from vmamba.functional import gpu
 from vmamba.layers.basic import DropPath, Pointwise
 from vmamba.layers.mlp import GatedMlp, Mlp
@@ -65,6 +66,7 @@ class VSSBlock(nn.Module):
         selective_scan_backend: str | None = None,
     ) -> None:
         super().__init__()
+        self.hidden_dim = hidden_dim
         self.ssm_branch = ssm_ratio > 0
         self.mlp_branch = mlp_ratio > 0
         self.use_checkpoint = use_checkpoint
@@ -93,6 +95,8 @@ class VSSBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(b, h, w, c) → (b, h, w, c)``, or ``(b, c, h, w)`` both where ``channel_first``."""
+        if not isinstance(x, torch.fx.Proxy):  # symbolic tracing has no values to look at
+            self._check(x)
         if self.channel_first:
             x = x.permute(0, 2, 3, 1)
         if self.use_checkpoint and self.training:
@@ -102,6 +106,11 @@ class VSSBlock(nn.Module):
         else:
             x = self._forward(x)
         return x.permute(0, 3, 1, 2) if self.channel_first else x
+
+    def _check(self, x: Tensor) -> None:
+        if x.dim() != 4 or x.shape[1 if self.channel_first else 3] != self.hidden_dim:
+            want = f"(b, {self.hidden_dim}, h, w)" if self.channel_first else f"(b, h, w, {self.hidden_dim})"
+            raise InputError(f"VSSBlock takes {want}, given {tuple(x.shape)} (channel_first={self.channel_first})")
 
     def _forward(self, x: Tensor) -> Tensor:
         if self.ssm_branch:

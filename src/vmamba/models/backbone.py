@@ -18,8 +18,10 @@ class Backbone_VSSM(Trunk):  # noqa: N801 — upstream's name
     """The stages' outputs, each through a norm of its own.
 
     Args:
-        out_indices: the stages to return; empty returns the last stage's map without a norm.
-        pretrained: a classification checkpoint to start from (path), or None.
+        out_indices: the stages to return; empty returns the last stage's map without a norm. Stages after the last one
+            returned are not built: they would run for nothing, and have parameters without gradients.
+        pretrained: a checkpoint to start from (path), a classifier's, segmenter's or detector's, see
+            `load_backbone_weights`; or None.
         norm_layer: as in `VSSMConfig`; without it the configuration's.
         config: the network; fields given beside it take the place of its own.
         **options: the other fields of `VSSMConfig`.
@@ -40,11 +42,13 @@ class Backbone_VSSM(Trunk):  # noqa: N801 — upstream's name
     ) -> None:
         if norm_layer is not None:
             options["norm_layer"] = norm_layer
-        super().__init__(config, **options)
-        stages = len(self.config.depths)
-        self.out_indices = tuple(out_indices)
-        if any(not 0 <= i < stages for i in self.out_indices) or len(set(self.out_indices)) < len(self.out_indices):
-            raise ConfigError(f"out_indices {self.out_indices} must be distinct stages out of 0..{stages - 1}")
+        config = VSSMConfig.of(config, options)
+        count = len(config.depths)
+        chosen = tuple(out_indices)
+        if any(not 0 <= i < count for i in chosen) or len(set(chosen)) < len(chosen):
+            raise ConfigError(f"out_indices {chosen} must be distinct stages out of 0..{count - 1}")
+        super().__init__(config, stages=max(chosen) + 1 if chosen else count)
+        self.out_indices = chosen
         for i in self.out_indices:
             self.add_module(f"outnorm{i}", make_norm(self.config.norm_layer, self.config.dims[i]))
         if pretrained is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vmamba.architecture.config import VSSMConfig
-from vmamba.errors import ConfigError, InputError
+from vmamba.errors import InputError
 from vmamba.layers.downsample import make_downsample
 from vmamba.layers.patch_embed import make_patch_embed, resize_pos_embed
 from vmamba.layers.vss_block import VSSBlock
@@ -30,17 +30,11 @@ class Stage(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Embedding and stages, built from a `VSSMConfig` or from its fields as keywords."""
+    """Embedding and stages, built from a `VSSMConfig` or from its fields as keywords; all, or the first ``stages``."""
 
-    def __init__(self, config: VSSMConfig | None = None, **options: Any) -> None:
+    def __init__(self, config: VSSMConfig | None = None, *, stages: int | None = None, **options: Any) -> None:
         super().__init__()
-        if config is None:
-            config = VSSMConfig.from_dict(options)
-        elif not isinstance(config, VSSMConfig):
-            raise ConfigError(f"give a VSSMConfig or keywords, not a {type(config).__name__}")
-        elif options:
-            config = config.replace(**options)
-        self.config = config
+        self.config = config = VSSMConfig.of(config, options)
         self.dims = list(config.dims)
         self.num_features = self.embed_dim = config.dims[-1]
 
@@ -58,14 +52,16 @@ class Trunk(nn.Module):
             config.norm_layer,
         )
         rates = iter(config.drop_path_rates())
+        count = len(config.depths) if stages is None else stages
         self.layers = nn.ModuleList(
-            self._make_stage(stage, [next(rates) for _ in range(depth)]) for stage, depth in enumerate(config.depths)
+            self._make_stage(stage, [next(rates) for _ in range(depth)], stage == count - 1)
+            for stage, depth in enumerate(config.depths[:count])
         )
         self.apply(init_weights)
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
-    def _make_stage(self, stage: int, drop_path: Sequence[float]) -> Stage:
+    def _make_stage(self, stage: int, drop_path: Sequence[float], last: bool) -> Stage:
         config = self.config
         dim = config.dims[stage]
         blocks = nn.Sequential(
@@ -94,7 +90,6 @@ class Trunk(nn.Module):
                 for rate in drop_path
             )
         )
-        last = stage == len(config.depths) - 1
         downsample: nn.Module = (
             nn.Identity()
             if last
@@ -130,7 +125,7 @@ class Trunk(nn.Module):
             return  # the comparisons below would fix the size range of a traced graph
         # Only downsample v2 drops an odd last row; every other step rounds up or needs one place.
         halvings = len(config.depths) - 1 if config.downsample_version == "v2" else 0
-        least = config.patch_size * 2**halvings
+        least = config.stem_stride * 2**halvings
         if min(x.shape[2:]) < least:
             why = "a patch" if not halvings else f"its {len(config.depths)} stages need"
             raise InputError(

@@ -40,6 +40,16 @@ class VSSM(HubMethods, Trunk):
         self.classifier = Classifier(norm, nn.Identity())
         self.reset_classifier(self.config.num_classes)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As usual; but a classifier without the parts that the forward pass asks for is refused where it is put in."""
+        if name == "classifier" and not (hasattr(value, "norm") and hasattr(value, "head")):
+            raise ConfigError(
+                f"model.classifier holds the last norm and the head, and a {type(value).__name__} has neither: replace "
+                "the head alone, model.reset_classifier(classes) or model.classifier.head = …; reset_classifier(0) "
+                "takes it out"
+            )
+        super().__setattr__(name, value)
+
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(b, in_chans, H, W)`` to logits ``(b, num_classes)``.
 
@@ -87,7 +97,7 @@ class VSSM(HubMethods, Trunk):
     def feature_info(self) -> list[dict[str, Any]]:
         """Of each stage's map: ``num_chs`` channels, ``reduction`` (pixels of the image a side), and its ``module``."""
         return [
-            {"num_chs": dim, "reduction": self.config.patch_size * 2**stage, "module": f"layers.{stage}.blocks"}
+            {"num_chs": dim, "reduction": self.config.stem_stride * 2**stage, "module": f"layers.{stage}.blocks"}
             for stage, dim in enumerate(self.config.dims)
         ]
 

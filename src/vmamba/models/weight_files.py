@@ -17,7 +17,7 @@ from vmamba.output import check_writable_file
 from vmamba.weights import OFFICIAL, fetch_official, official_weights, read_weights, save_weights, translate_keys
 from vmamba.weights.files import PICKLED_SUFFIXES, WeightFile, pick_state_dict, read_content
 from vmamba.weights.loading import describe
-from vmamba.weights.misfits import find_misfits, some
+from vmamba.weights.misfits import Misfits, find_misfits, some
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -131,7 +131,7 @@ class Inspection:
         assumed: what of it the weights do not show.
         fits: whether that network loads them strictly.
         problem: why not, or why none was recognised.
-        missing, unexpected, mis_shaped: the names that do not fit.
+        missing, unexpected, mis_shaped, unusable: the names that do not fit.
     """
 
     file: str
@@ -148,6 +148,7 @@ class Inspection:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     mis_shaped: tuple[str, ...]
+    unusable: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -182,7 +183,7 @@ def inspect_weights(path: Path, key: str | None = None) -> Inspection:
 
 
 def _fit(file: WeightFile, source: str) -> dict[str, Any]:
-    nothing: dict[str, Any] = {"missing": (), "unexpected": (), "mis_shaped": ()}
+    nothing: dict[str, Any] = asdict(Misfits((), (), ()))
     try:
         found = describe(file, source)
         with torch.device("meta"):

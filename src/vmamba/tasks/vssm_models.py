@@ -13,6 +13,7 @@ from vmamba.data import Preprocessing
 from vmamba.errors import ConfigError, InputError
 from vmamba.models import VSSM, create_model
 from vmamba.tasks.protocol import ModelParts, Settings
+from vmamba.weights.loading import config_to_store
 
 
 def build_vssm(settings: Settings, outputs: int, preprocessing: Preprocessing) -> VSSM:
@@ -31,7 +32,8 @@ def build_vssm(settings: Settings, outputs: int, preprocessing: Preprocessing) -
 def vssm_metadata(model: nn.Module, preprocessing: Preprocessing) -> dict[str, str]:
     """A weight file's entries ``config`` and ``preprocessing``."""
     assert isinstance(model, VSSM)
-    return {"config": json.dumps(model.config.to_dict()), "preprocessing": json.dumps(preprocessing.to_dict())}
+    config = config_to_store(model.config, model.state_dict(), VSSM)
+    return {"config": json.dumps(config.to_dict()), "preprocessing": json.dumps(preprocessing.to_dict())}
 
 
 def vssm_from_metadata(metadata: Mapping[str, str]) -> VSSM:

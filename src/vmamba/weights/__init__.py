@@ -1,9 +1,9 @@
 """Weight files: their namings, what network they belong to, where the released ones come from."""
 
-from vmamba.weights.adaptation import adapt_to, load_adapted
+from vmamba.weights.adaptation import adapt_to, load_adapted, load_backbone_weights
 from vmamba.weights.download import fetch
 from vmamba.weights.files import WeightFile, read_weights, save_weights
-from vmamba.weights.loading import load_backbone_weights, load_weights
+from vmamba.weights.loading import load_weights
 from vmamba.weights.names import translate_keys
 from vmamba.weights.recognition import Recognised, infer_config, recognise
 from vmamba.weights.released import OFFICIAL, OfficialWeights, fetch_official, official_weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from vmamba.weights.loading import resolve
-from vmamba.weights.misfits import refuse_misfits
-from vmamba.weights.names import translate_keys
+from vmamba.weights.misfits import HEAD, refuse_misfits
+from vmamba.weights.names import prefix_of, translate_keys
 
 _logger = logging.getLogger("vmamba")
-_HEAD = ("classifier.head.weight", "classifier.head.bias")
 _INPUT = "patch_embed.0.weight"
+_STAGE = re.compile(r"^layers\.\d+\.(?:downsample|blocks)\.")
 
 
 def load_adapted(model: nn.Module, weights: str | Path | Mapping[str, Tensor], *, key: str | None = None) -> None:
@@ -32,6 +33,46 @@ def load_adapted(model: nn.Module, weights: str | Path | Mapping[str, Tensor], *
     """
     source, state_dict = resolve(weights, key)
     model.load_state_dict(adapt_to(state_dict, model, source))
+
+
+def load_backbone_weights(
+    model: nn.Module, weights: str | Path | Mapping[str, Tensor], *, key: str | None = None
+) -> None:
+    """Load a classifier's, segmenter's or detector's checkpoint into a backbone; what the backbone has must be there.
+
+    Left out are the classifier, what stands beside the backbone (``decode_head.``, ``neck.``, …), and stages and norms
+    that the backbone was made without. Its own ``outnorm``s stay where the weights have none. Input channels and
+    ``pos_embed`` are brought to the model's, see `adapt_to`.
+
+    Args:
+        model: a `Backbone_VSSM`. It is left untouched unless everything fits.
+        weights, key: as in `load_weights`.
+
+    Raises:
+        CheckpointError: as `load_weights`.
+    """
+    source, state_dict = resolve(weights, key)
+    own = model.state_dict()
+    inside = prefix_of(state_dict) != ""
+    adapted = {
+        name: value
+        for name, value in translate_keys(state_dict, own).items()
+        if name in own or not _beside_a_backbone(name, own, inside)
+    }
+    adapt_input(adapted, own)
+    adapted |= {name: value for name, value in own.items() if name.startswith("outnorm") and name not in adapted}
+    refuse_misfits(source, adapted, own)
+    model.load_state_dict(adapted)
+
+
+def _beside_a_backbone(name: str, own: Mapping[str, Tensor], inside: bool) -> bool:
+    """Whether a name that the backbone has not may well be absent there. ``inside``: of a larger module's weights."""
+    if name.startswith(("classifier.", "outnorm")):
+        return True
+    part = _STAGE.match(name)
+    if part is None:
+        return inside and not name.startswith(("patch_embed.", "pos_embed"))
+    return not any(other.startswith(part[0]) for other in own)  # a stage, or step to one, that it was made without
 
 
 def adapt_to(state_dict: Mapping[str, Tensor], model: nn.Module, source: str = "the state dict") -> dict[str, Tensor]:
@@ -55,23 +96,24 @@ def adapt_to(state_dict: Mapping[str, Tensor], model: nn.Module, source: str = "
     own: dict[str, Tensor] = model.state_dict()
     adapted = translate_keys(state_dict, own)
     _adapt_head(adapted, own)
-    _adapt_input(adapted, own)
+    adapt_input(adapted, own)
     refuse_misfits(source, adapted, own)
     return adapted
 
 
 def _adapt_head(adapted: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    given, want = (weights[_HEAD[0]].shape[0] if _HEAD[0] in weights else 0 for weights in (adapted, own))
+    given, want = (weights[HEAD[0]].shape[0] if HEAD[0] in weights else 0 for weights in (adapted, own))
     if given == want:
         return
     _logger.info("head: %d classes in the weights, %d in the model; the model's own stays", given, want)
-    for name in _HEAD:
+    for name in HEAD:
         adapted.pop(name, None)
         if name in own:
             adapted[name] = own[name]
 
 
-def _adapt_input(adapted: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
+def adapt_input(adapted: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Bring the first convolution's weight to the channels that ``own`` has, in place."""
     given, want = adapted.get(_INPUT), own.get(_INPUT)
     if given is None or want is None or given.dim() != 4 or given.shape[1] == want.shape[1]:
         return

@@ -84,6 +84,8 @@ def pick_state_dict(content: object, key: str | None = None, source: str = "the 
     """
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{source} holds a {type(content).__name__}, not a state dict")
+    if not content:
+        raise CheckpointError(f"{source} is empty: no weights are in it")
     entries = ", ".join(map(str, list(content)[:12]))
     if key is not None and not isinstance(content.get(key), Mapping):
         raise CheckpointError(f"{source} has no weights under {key!r}; its entries: {entries}")

@@ -20,7 +20,7 @@ from vmamba.architecture.config import RUNTIME, VSSMConfig
 from vmamba.errors import CheckpointError, OutputError, VMambaError
 from vmamba.output import write_atomically
 from vmamba.weights import adapt_to, read_weights, save_weights
-from vmamba.weights.loading import describe
+from vmamba.weights.loading import config_to_store, describe
 
 Model = TypeVar("Model")
 
@@ -42,9 +42,10 @@ class _Files:
     runtime: Mapping[str, Any]  # what the caller wants, whatever is stored
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        described = self.config.to_dict()
+        weights = self.state_dict()  # type: ignore[attr-defined]
+        described = config_to_store(self.config, weights, self.plain).to_dict()
         metadata = {"format": "pt", "config": json.dumps(described)}
-        save_weights(save_directory / _WEIGHTS[0], self.state_dict(), metadata)  # type: ignore[attr-defined]
+        save_weights(save_directory / _WEIGHTS[0], weights, metadata)
         text = json.dumps(described, indent=2) + "\n"
         write_atomically(save_directory / _CONFIG, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 

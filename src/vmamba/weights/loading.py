@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from vmamba.architecture.config import VSSMConfig
 from vmamba.errors import CheckpointError
 from vmamba.weights.files import WeightFile, pick_state_dict, read_weights
-from vmamba.weights.misfits import refuse_misfits
+from vmamba.weights.misfits import HEAD, find_misfits, refuse_misfits
 from vmamba.weights.names import translate_keys
 from vmamba.weights.recognition import Recognised, recognise
 
@@ -29,6 +30,28 @@ def describe(file: WeightFile, source: str) -> Recognised:
         return Recognised(VSSMConfig.from_stored(json.loads(own)), file.metadata.get("model"), ())
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source}: the configuration in its metadata cannot be read: {error}") from error
+
+
+def config_to_store(
+    config: VSSMConfig, state_dict: Mapping[str, Tensor], build: Callable[[VSSMConfig], nn.Module]
+) -> VSSMConfig:
+    """The configuration to store with a network's weights, which `build` makes such a network of.
+
+    It is the network's own, with the classes of the head that is there: users replace it by hand.
+
+    Raises:
+        CheckpointError: something else was changed, so that no configuration describes the network.
+    """
+    head = state_dict.get(HEAD[0])
+    config = config.replace(num_classes=0 if head is None else len(head))
+    with torch.device("meta"):
+        own = build(config).state_dict()
+    if misfits := find_misfits(state_dict, own):
+        raise CheckpointError(
+            f"the network is no longer what its configuration says ({misfits}), so that nothing could rebuild it; "
+            "vmamba.save_weights writes the weights alone"
+        )
+    return config
 
 
 def load_weights(
@@ -56,27 +79,12 @@ def load_weights(
     model.load_state_dict(translated)
 
 
-def load_backbone_weights(
-    model: nn.Module, weights: str | Path | Mapping[str, Tensor], *, key: str | None = None
-) -> None:
-    """Load a classification checkpoint into a backbone: strict, but for the classifier and the backbone's own
-    ``outnorm``s.
-
-    Raises:
-        CheckpointError: as `load_weights`.
-    """
-    source, state_dict = resolve(weights, key)
-    own = model.state_dict()
-    translated = {k: v for k, v in translate_keys(state_dict, own).items() if not k.startswith("classifier.")}
-    fresh = {k: v for k, v in own.items() if k.startswith("outnorm") and k not in translated}
-    refuse_misfits(source, {**fresh, **translated}, own)
-    model.load_state_dict({**fresh, **translated})
-
-
 def resolve(
     weights: str | Path | Mapping[str, Tensor], key: str | None, source: str = "the state dict"
 ) -> tuple[str, dict[str, Tensor]]:
     """What messages call the weights, and the weights: read from a file, or taken out of a mapping."""
     if isinstance(weights, Mapping):
         return source, pick_state_dict(weights, key, source)
+    if not str(weights):
+        raise CheckpointError("the name of the weight file is empty; give a file, or None for fresh weights")
     return str(weights), read_weights(weights, key).state_dict

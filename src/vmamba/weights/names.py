@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Size, Tensor
 
@@ -12,7 +12,6 @@ from vmamba.layers.patch_embed import resize_pos_embed
 
 #: Old name -> ours, tried in order on each key. Upstream's classification file names the first ones as we do.
 _RENAMES = [
-    (re.compile(r"^(?:module\.)?(?:backbone\.)?"), ""),
     (re.compile(r"^patch_embed\.proj\."), "patch_embed.0."),
     (re.compile(r"^patch_embed\.norm\."), "patch_embed.2."),
     (re.compile(r"^(layers\.\d+\.blocks\.\d+)\.ln_1\."), r"\1.norm."),
@@ -22,6 +21,10 @@ _RENAMES = [
     (re.compile(r"(^|\.)x_proj\.weight$"), r"\1x_proj_weight"),
     (re.compile(r"(^|\.)dt_projs\.(weight|bias)$"), r"\1dt_projs_\2"),
 ]
+#: What wrappers of torch put between names, wherever they stand.
+_WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+#: A name that every network of ours has (a decoder beside it does not), and what stands before it.
+_ANCHOR = re.compile(r"^(|.*\.)patch_embed\.(?:0|proj)\.weight$")
 _MERGING = re.compile(r"^(layers\.\d+\.downsample)\.([12])\.")
 
 
@@ -47,9 +50,36 @@ def translate_keys(state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor
     }
 
 
+def prefix_of(names: Iterable[str]) -> str:
+    """What stands before every name of the network in a larger module's state dict: ``"backbone."``, ``"module."``.
+
+    Raises:
+        CheckpointError: there are several such networks; names the prefix of each.
+    """
+    found = {match[1]: None for name in names if (match := _ANCHOR.match(_WRAPPERS.sub("", name)))}
+    if len(found) > 1:
+        listed = ", ".join(repr(prefix) for prefix in found)
+        raise CheckpointError(
+            f"the weights hold {len(found)} networks, under the prefixes {listed}; give the names of one of them, "
+            "without its prefix"
+        )
+    return next(iter(found), "")
+
+
 def new_names(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
-    """This package's name of each key, as far as names and shapes tell without the model."""
-    names = {key: _rename(key) for key in state_dict}
+    """This package's name of each key, as far as names and shapes tell without the model.
+
+    A prefix that all of the network's names share is left out. Keys beside it, such as a segmenter's
+    ``decode_head.``, keep their names.
+
+    Raises:
+        CheckpointError: as `prefix_of`.
+    """
+    prefix = prefix_of(state_dict)
+    names = {key: _WRAPPERS.sub("", key) for key in state_dict}
+    names = {
+        key: _rename(name.removeprefix(prefix)) if name.startswith(prefix) else name for key, name in names.items()
+    }
     # One-file patch merging counts its parts: 1 is the norm, 2 the projection. The other downsamples have a
     # convolution under 1.
     merging = {
