@@ -209,3 +209,25 @@ def test_a_classifier_without_its_parts_is_refused_where_it_is_put_in() -> None:
             model.classifier = wrong
     model.classifier = torch.compile(model.classifier, backend="eager")
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3)
+
+
+# ---- whose they are ------------------------------------------------------------------------------------------------
+
+
+def test_a_misfit_says_whose_the_weights_are(tmp_path: Path) -> None:
+    """The commonest of all reports: a backbone with default options and the file of a named model."""
+    with torch.device("meta"):
+        state = vmamba.create_model("vmamba_tiny_s1l8").state_dict()
+        backbone = vmamba.Backbone_VSSM()
+        with pytest.raises(vmamba.CheckpointError, match=r"they are vmamba_tiny_s1l8's.*model_config\('vmamba_tiny_s1"):
+            vmamba.load_weights(backbone, state)
+    with pytest.raises(vmamba.CheckpointError, match=r"a VSSM of depths \(1, 1\) and dims \(8, 16\)"):
+        vmamba.load_weights(small(dims=(8, 24)), small().state_dict())
+
+
+def test_an_averaged_model_loads_as_it_is(image: Tensor) -> None:
+    donor = small()
+    averaged = torch.optim.swa_utils.AveragedModel(donor)
+    model = small(1)
+    vmamba.load_weights(model, averaged.state_dict())
+    assert torch.equal(model(image), donor(image))

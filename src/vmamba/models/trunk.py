@@ -116,7 +116,8 @@ class Trunk(nn.Module):
         if isinstance(x, torch.fx.Proxy):
             return  # symbolic tracing has no values to look at
         if x.dim() != 4 or x.shape[1] != config.in_chans:
-            raise InputError(f"the model takes images (b, {config.in_chans}, H, W), given {tuple(x.shape)}")
+            mend = f"; build it with in_chans={x.shape[1]}, weights are adapted" if x.dim() == 4 else ""
+            raise InputError(f"the model takes images (b, {config.in_chans}, H, W), given {tuple(x.shape)}{mend}")
         if not x.is_floating_point():
             raise InputError(
                 f"the model takes floating-point images, given {x.dtype}; convert and normalise them first"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vmamba.weights.loading import resolve
-from vmamba.weights.misfits import HEAD, refuse_misfits
 from vmamba.weights.names import prefix_of, translate_keys
+from vmamba.weights.refusal import HEAD, refuse_misfits
 
 _logger = logging.getLogger("vmamba")
 _INPUT = "patch_embed.0.weight"

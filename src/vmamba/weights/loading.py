@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from vmamba.architecture.config import VSSMConfig
 from vmamba.errors import CheckpointError
 from vmamba.weights.files import WeightFile, pick_state_dict, read_weights
-from vmamba.weights.misfits import HEAD, find_misfits, refuse_misfits
+from vmamba.weights.misfits import find_misfits
 from vmamba.weights.names import translate_keys
 from vmamba.weights.recognition import Recognised, recognise
+from vmamba.weights.refusal import HEAD, refuse_misfits
 
 
 def describe(file: WeightFile, source: str) -> Recognised:

@@ -25,6 +25,8 @@ _RENAMES = [
 _WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 #: A name that every network of ours has (a decoder beside it does not), and what stands before it.
 _ANCHOR = re.compile(r"^(|.*\.)patch_embed\.(?:0|proj)\.weight$")
+#: What torch's averaged models keep beside the weights.
+_COUNTERS = ("n_averaged",)
 _MERGING = re.compile(r"^(layers\.\d+\.downsample)\.([12])\.")
 
 
@@ -43,6 +45,7 @@ def translate_keys(state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor
         CheckpointError: two keys mean the same weight.
     """
     names = {key: key if key in target else name for key, name in new_names(state_dict).items()}
+    names = {key: name for key, name in names.items() if name not in _COUNTERS or name in target}
     _refuse_doubles(names)
     return {
         name: _fit(name, state_dict[key], target[name]) if name in target else state_dict[key]
