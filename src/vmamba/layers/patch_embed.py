@@ -24,7 +24,8 @@ def make_patch_embed(
     """Build the patch embedding ``(b, H, W, in_chans) → (b, h, w, dim)``.
 
     ``v1`` is one convolution of the patch's size and rounds an odd image down; ``v2`` is two overlapping
-    convolutions of stride ``patch_size / 2`` with a GELU between and rounds up.
+    convolutions of stride ``patch_size / 2`` with a GELU between and rounds up: ``(patch_size / 2)²`` pixels a token,
+    which is ``patch_size`` for 4 alone.
 
     Raises:
         ConfigError: an unknown version, or an odd or too small patch for ``v2``.
