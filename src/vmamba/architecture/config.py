@@ -24,7 +24,8 @@ class Architecture:
     """The network: what its weights belong to. Words may be in any case; ``dims=d`` means ``d, 2d, 4d, …``.
 
     Attributes:
-        patch_size: side of a patch in pixels, ``p``. ``patchembed_version="v1"`` steps by p, ``"v2"`` by (p/2)².
+        patch_size: ``p``, side of a patch in pixels. ``patchembed_version="v1"`` steps ``p`` pixels a token;
+            ``"v2"`` steps ``(p/2)²``: 4 for 4, but 1 for 2 and 16 for 8. Half of 4 is ``"v1"`` with 2.
         in_chans: image channels.
         num_classes: classes of the head; 0 leaves the head out.
         depths: blocks of each stage.

@@ -90,7 +90,10 @@ def warm(model: nn.Module, images: Sequence[int], dtype: torch.dtype = torch.flo
     images and batches make no new kernels; what makes some are the channels, ranks and states, dtypes, and training.
 
     Args:
-        model, images, dtype, training: as of `launches`.
+        model: the network, on any device.
+        images: shape of a batch, ``(b, channels, height, width)``.
+        dtype: of the activations.
+        training: whether backward is wanted too.
 
     Returns:
         how many kernels the model has.

@@ -28,8 +28,15 @@ class VSSBlock(nn.Module):
         drop_path: stochastic depth's rate of both branches.
         norm_layer: ``"ln"``, ``"ln2d"``, ``"bn"`` or a class.
         channel_first: take and return ``(b, c, h, w)`` instead of ``(b, h, w, c)``.
-        ssm_d_state, ssm_ratio, ssm_dt_rank, ssm_act_layer, ssm_conv, ssm_conv_bias, ssm_drop_rate, ssm_init,
-            forward_type: see `SS2D`; ``ssm_ratio`` 0 leaves the SS2D branch out.
+        ssm_d_state: `SS2D`'s ``d_state``.
+        ssm_ratio: its ``ssm_ratio``; 0 leaves the SS2D branch out.
+        ssm_dt_rank: its ``dt_rank``.
+        ssm_act_layer: its ``act_layer``.
+        ssm_conv: its ``d_conv``.
+        ssm_conv_bias: its ``conv_bias``.
+        ssm_drop_rate: its ``dropout``.
+        ssm_init: its ``initialize``.
+        forward_type: its ``forward_type``.
         mlp_ratio: the MLP's hidden width over ``c``; 0 leaves the MLP branch out.
         mlp_act_layer: its activation.
         mlp_drop_rate: its dropout.
@@ -39,7 +46,8 @@ class VSSBlock(nn.Module):
         selective_scan_backend: see `SS2D`.
 
     Raises:
-        ConfigError, BackendError: as `SS2D`.
+        ConfigError: as `SS2D`.
+        BackendError: as `SS2D`.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ def selective_scan(
     """Run the selective scan of Mamba (arXiv 2312.00752, Alg. 2) with grouped ``B`` and ``C``.
 
     With ``δ = softplus(delta + delta_bias)`` (softplus where asked, linear above 20), for each batch, direction,
-    channel::
+    channel:
 
         h_t = exp(δ_t A) h_{t-1} + δ_t B_t u_t          h_0 = 0
         y_t = C_t · h_t + D u_t

@@ -21,7 +21,8 @@ class TrainConfig:
 
     Attributes:
         model: A model's name, as listed by `vmamba models`.
-        model_options: Other fields of the model's configuration, such as {patch_size: 2}.
+        model_options: Other fields of the model's configuration, such as {patchembed_version: v1, patch_size: 2}, which
+            keeps maps twice as large, for small images.
         data: The images.
         augmentation: Random changes to the training images.
         init: Weights to start from: a model's name (its released weights), a run folder or a weight file. Strict for
