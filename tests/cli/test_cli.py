@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -171,6 +172,30 @@ def test_eval_takes_the_runs_images_and_what_is_given_over_them(
     assert one["dataset"] == two["dataset"] == f"folder {colour_images}"
     assert one["confusion"] == two["confusion"]
     assert json.loads(seeded.read_text())["images"] == 27
+
+
+def test_resume_takes_what_is_given_even_where_it_is_the_default(
+    colour_run: Path, colour_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(colour_run, folder)
+    settings = folder / "config.yaml"
+    settings.write_text(settings.read_text().replace("save_every: 1", "save_every: 5"))
+    moved = tmp_path / "moved"
+    moved.symlink_to(colour_images)
+    file = tmp_path / "more.yaml"
+    file.write_text("device: auto\ndata: {verify: true}\nlr: null\n")
+    words = ["--resume", str(folder), "--save_every", "1", "--config", str(file), "--data.data_dir", str(moved)]
+    assert run(capsys, "train", *words)[0] == 0
+    now = yaml.safe_load(settings.read_text())
+    assert (now["save_every"], now["device"], now["data"]["data_dir"], now["epochs"]) == (1, "auto", str(moved), 6)
+    file.write_text("batch_size: 9\nweight_decay: 0.5\ndata: {seed: 0}\n")
+    status, _, err = run(capsys, "train", *words, "--seed", "0")
+    assert (status, "seed" in err) == (2, False)
+    assert "weight_decay is 0.05 there, 0.5 now" in err
+    settings.write_text(settings.read_text().replace("seed: 0\ndevice", "seed: 7\ndevice"))
+    status, _, err = run(capsys, "train", "--resume", str(folder), "--seed", "0")
+    assert (status, "seed is 7 there, 0 now" in err) == (2, True)
 
 
 def command_that(raises: BaseException) -> Command:

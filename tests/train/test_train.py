@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import math
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,11 +24,13 @@ from torch import Tensor, nn
 import vmamba
 from vmamba.data import Augmentation, DataConfig, TransformedImages, load_splits
 from vmamba.errors import CheckpointError, ConfigError, DataError, OutputError, TrainingError
+from vmamba.given import given_fields
 from vmamba.tasks.trained import load_trained
 from vmamba.train.accelerator import accelerator_for
 from vmamba.train.config import TrainConfig
 from vmamba.train.guard import FiniteGuard
 from vmamba.train.loop import Trainer
+from vmamba.train.resume import resumed_config
 from vmamba.train.run import train
 from vmamba.train.run_folder import RunFolder
 
@@ -299,6 +303,37 @@ def test_resume_refuses_other_settings_and_other_data(tree: Path, tmp_path: Path
         train(TrainConfig(resume=path))
     with pytest.raises(ConfigError, match=r"is .* a run's folder"):
         train(TrainConfig(resume=tmp_path / "nowhere"))
+
+
+def test_what_is_given_counts_even_where_it_is_the_default(tree: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    start = tiny(tree, save_every=5, seed=3, grad_accumulation=2, augmentation=Augmentation(hflip=0.5))
+    RunFolder(path).write_config(replace(start, output=path).resolved())
+    now = resumed_config(TrainConfig(resume=path, save_every=1, device="auto"))
+    assert (now.save_every, now.device, now.seed) == (1, "auto", 3)
+    with pytest.raises(ConfigError, match=r"grad_accumulation is 2 there, 1 now; seed is 3 there, 0 now"):
+        resumed_config(TrainConfig(resume=path, seed=0, grad_accumulation=1))
+    # Through replace, by position, in the parts, and by None, which stands for nothing given.
+    again = TrainConfig(resume=path, epochs=4)
+    assert resumed_config(replace(again, save_every=1)).save_every == 1
+    assert resumed_config(replace(again, epochs=6, lr=None)).save_every == 5
+    with pytest.raises(ConfigError, match="seed is 3 there, 0 now"):
+        resumed_config(replace(again, seed=0))
+    with pytest.raises(ConfigError, match=r"model is 'vmamba_nano' there, 'vmamba_tiny_s1l8' now"):
+        resumed_config(TrainConfig("vmamba_tiny_s1l8", resume=path))
+    with pytest.raises(ConfigError, match=r"augmentation\.hflip is 0\.5 there, 0\.0 now"):
+        resumed_config(replace(again, augmentation=Augmentation(hflip=0.0)))
+    moved = resumed_config(TrainConfig(resume=path, data=DataConfig("folder", tmp_path, verify=True)))
+    assert (moved.data.data_dir, moved.data.image_size) == (tmp_path, 16)
+
+
+def test_given_fields_survive_copies() -> None:
+    config = TrainConfig("vmamba_nano", seed=0, data=DataConfig(seed=0))
+    for same in (config, copy.copy(config), copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert given_fields(same) == {"model", "seed", "data"}
+        assert given_fields(same.data) == {"seed"}
+    assert given_fields(replace(config, lr=1.0)) == {"model", "seed", "data", "lr"}
+    assert "given" not in config.to_dict()
 
 
 def test_broken_runs_are_named(finished: Any, tmp_path: Path) -> None:

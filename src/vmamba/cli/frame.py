@@ -25,6 +25,7 @@ class Command:
         options: adds its options to a parser.
         run: does it, given the parsed options; returns the exit code.
         defaults: defaults that depend on other options: called with all that was parsed, and with what the user gave.
+        given: called with what the user gave, to which it may add; ``run`` then gets that alone, without defaults.
         config_file: whether the options may come from a YAML file too.
     """
 
@@ -32,6 +33,7 @@ class Command:
     options: Callable[[CommandParser], None]
     run: Callable[[Namespace], int]
     defaults: Callable[[Namespace, Namespace], dict[str, Any]] | None = None
+    given: Callable[[Namespace], None] | None = None
     config_file: bool = True
 
     def __call__(self, name: str, words: Sequence[str]) -> int:
@@ -40,7 +42,7 @@ class Command:
 
         parser = CommandParser(name, self.summary, self.config_file)
         self.options(parser)
-        return self.run(parser.parse(words, self.defaults))
+        return self.run(parser.parse(words, self.defaults, self.given))
 
 
 @dataclass(frozen=True)

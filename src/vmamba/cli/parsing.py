@@ -62,7 +62,10 @@ class CommandParser(ArgumentParser):
                 action.help = text
 
     def parse(
-        self, words: Sequence[str], defaults: Callable[[Namespace, Namespace], dict[str, Any]] | None = None
+        self,
+        words: Sequence[str],
+        defaults: Callable[[Namespace, Namespace], dict[str, Any]] | None = None,
+        given: Callable[[Namespace], None] | None = None,
     ) -> Namespace:
         """Parse ``words`` and build the dataclasses among the options.
 
@@ -70,6 +73,7 @@ class CommandParser(ArgumentParser):
             words: the command line after the command's name.
             defaults: called with what was parsed and with the part of it that the user gave; returns defaults
                 that depend on it.
+            given: called with what the user gave, to which it may add; the result then holds that alone.
 
         Raises:
             ConfigError: an option, value or file that cannot be used.
@@ -81,6 +85,9 @@ class CommandParser(ArgumentParser):
             if defaults is not None:
                 self.set_defaults(defaults(values, self.parse_args(words, defaults=False)))
                 values = self.parse_args(words)
+            if given is not None:
+                values = self.parse_args(words, defaults=False)
+                given(values)
             built: Namespace = self.instantiate(values)
             return built
         except (ArgumentError, argparse.ArgumentError) as error:

@@ -31,6 +31,16 @@ def _train_options(parser: CommandParser) -> None:
     parser.add_group(TrainConfig)
 
 
+def _train_given(given: Namespace) -> None:
+    """Other images of a run to go on with are of its data set."""
+    from vmamba.tasks.run_files import trained_on
+
+    if given.get("resume") is not None and "data" in given and "data.dataset" not in given:
+        own = trained_on(given.resume)
+        if own is not None:
+            given["data.dataset"] = own.dataset
+
+
 def _train(values: Namespace) -> int:
     from vmamba.train.config import TrainConfig
     from vmamba.train.run import train
@@ -105,7 +115,7 @@ def _export(values: Namespace) -> int:
 
 
 DEMO = Command("Train a small model on digits, measure it, predict; a few minutes.", _demo_options, _demo)
-TRAIN = Command("Train a model.", _train_options, _train)
+TRAIN = Command("Train a model.", _train_options, _train, given=_train_given)
 EVAL = Command("Measure trained weights on labelled images.", _eval_options, _eval, _eval_defaults)
 PREDICT = Command("Classify image files with trained weights.", _predict_options, _predict)
 EXPORT = Command("Export a model to ONNX, OpenVINO or PyTorch files.", _export_options, _export, config_file=False)

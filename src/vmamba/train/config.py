@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import InitVar, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from vmamba.data import Augmentation, DataConfig
 from vmamba.errors import ConfigError
+from vmamba.given import remembers_given
 from vmamba.tasks.protocol import Task
 from vmamba.tasks.registry import DEFAULT, task_type
 from vmamba.train.recipe import Recipe, recipe_for
 
 
+@remembers_given
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train; where nothing is given, what suits the data set.
@@ -59,6 +61,7 @@ class TrainConfig:
         task_options: Options that the task alone has; classification has none.
     """
 
+    given: InitVar[frozenset[str] | None] = field(default=None, kw_only=True)
     model: str = "vmamba_nano"
     model_options: dict[str, Any] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
@@ -93,7 +96,7 @@ class TrainConfig:
     task: str = DEFAULT
     task_options: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, given: frozenset[str] | None) -> None:
         for name in ("epochs", "batch_size", "grad_accumulation", "save_every"):
             self._want(name, "a whole number, 1 or more", lambda v: v >= 1)
         for name in ("warmup_epochs", "num_workers", "seed", "reset_stages", "freeze_stages", "head_only_epochs"):
