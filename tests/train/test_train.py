@@ -25,6 +25,7 @@ import vmamba
 from vmamba.data import Augmentation, DataConfig, TransformedImages, load_splits
 from vmamba.errors import CheckpointError, ConfigError, DataError, OutputError, TrainingError
 from vmamba.given import given_fields
+from vmamba.tasks.classification.objective import CrossEntropy
 from vmamba.tasks.trained import load_trained
 from vmamba.train.accelerator import accelerator_for
 from vmamba.train.config import TrainConfig
@@ -397,8 +398,14 @@ def test_disk_full_is_an_output_error(tree: Path, tmp_path: Path, monkeypatch: p
     assert train(TrainConfig(resume=path)).epochs == 4
 
 
-def test_gradient_accumulation_is_one_large_batch(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """27 images: batches of 12, 12, 3 against 6+6, 6+6, 3; the last group is not full."""
+PLAIN = Augmentation((1.0, 1.0), (1.0, 1.0), 0.0, 0.0, "none", 0.0)
+
+
+@pytest.mark.parametrize(("whole", "part"), [(12, 6), (10, 5)], ids=["12,12,3", "10,10,7"])
+def test_gradient_accumulation_is_one_large_batch(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, whole: int, part: int
+) -> None:
+    """27 images: 12, 12, 3 against 6+6, 6+6, 3; 10, 10, 7 against 5+5, 5+5, 5+2: each image weighs the same."""
     norms: list[float] = []
     plain = FiniteGuard.see
 
@@ -408,19 +415,52 @@ def test_gradient_accumulation_is_one_large_batch(tree: Path, monkeypatch: pytes
         plain(guard, step, name, value)
 
     monkeypatch.setattr(FiniteGuard, "see", see)
-    for batch_size, accumulation in ((12, 1), (6, 2)):
+    for batch_size, accumulation in ((whole, 1), (part, 2)):
         config = tiny(
-            tree,
-            batch_size=batch_size,
-            grad_accumulation=accumulation,
-            augmentation=Augmentation((1.0, 1.0), (1.0, 1.0), 0.0, 0.0, "none", 0.0),
-            drop_path_rate=0.0,
+            tree, batch_size=batch_size, grad_accumulation=accumulation, augmentation=PLAIN, drop_path_rate=0.0
         ).resolved()
         with accelerator_for(config) as accelerator:
             trainer = Trainer(config, *config.learnt.load(config.data, {}), accelerator)
             trainer.train_epoch(0)
             assert trainer.updates == 3
     np.testing.assert_allclose(norms[:3], norms[3:], rtol=2e-3)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation", "updates"), [(13, 2, 2), (2, 4, 4), (26, 1, 2)])
+def test_a_last_batch_of_one_mixed_image_is_learnt_and_nothing_is_pending(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, accumulation: int, updates: int
+) -> None:
+    """27 images leave one over in each of these sizes; timm's Mixup wants pairs."""
+    config = tiny(tree, batch_size=batch_size, grad_accumulation=accumulation, mixup=0.8, cutmix=1.0).resolved()
+    learnt: list[int] = []
+    plain = CrossEntropy.loss
+
+    def loss(self: CrossEntropy, model: nn.Module, batch: Any) -> Any:
+        result = plain(self, model, batch)
+        assert len(batch[0]) == len(batch[1]) == len(batch[2]) == result.count
+        learnt.append(result.count)
+        return result
+
+    monkeypatch.setattr(CrossEntropy, "loss", loss)
+    with accelerator_for(config) as accelerator:
+        trainer = Trainer(config, *config.learnt.load(config.data, {}), accelerator)
+        for epoch in range(2):
+            learnt.clear()
+            trainer.train_epoch(epoch)
+            assert (sum(learnt), learnt[-1]) == (27, 1)
+            assert trainer.updates == (epoch + 1) * updates
+            assert all(p.grad is None or not p.grad.any() for p in trainer.model.parameters())
+
+
+def test_mixup_of_an_odd_number_leaves_one_as_it_is() -> None:
+    objective = CrossEntropy(replace(TrainConfig().resolved(), mixup=1.0, label_smoothing=0.0), 5)
+    images, targets = torch.randn(5, 1, 2, 2), torch.arange(5)
+    mixed, labels, shares = objective.prepare((images.clone(), targets))
+    torch.testing.assert_close(mixed[0], images[0])
+    torch.testing.assert_close(shares[0], torch.eye(5)[0])
+    torch.testing.assert_close(mixed[1:], torch.einsum("ij,jchw->ichw", shares, images)[1:])
+    torch.testing.assert_close(mixed.sum(0), images.sum(0))
+    assert torch.equal(labels, targets)
 
 
 def test_bf16_trains_and_fp16_is_refused_on_cpu(tree: Path, tmp_path: Path) -> None:

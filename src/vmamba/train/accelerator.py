@@ -33,6 +33,7 @@ def accelerator_for(config: TrainConfig) -> Iterator[Any]:
 
 def _make_accelerator(config: TrainConfig) -> Any:
     from accelerate import Accelerator, DataLoaderConfiguration
+    from accelerate.utils import GradientAccumulationPlugin
 
     wanted = config.device
     if wanted not in ("auto", "cpu") and not getattr(torch, wanted).is_available():
@@ -41,7 +42,8 @@ def _make_accelerator(config: TrainConfig) -> Any:
         accelerator = Accelerator(
             cpu=wanted == "cpu",
             mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.grad_accumulation,
+            # The trainer accumulates gradients itself; given so that no environment variable says otherwise.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             step_scheduler_with_optimizer=False,
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=False),
         )

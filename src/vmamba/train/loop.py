@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,21 +112,22 @@ class Trainer:
         sums = _RunningSums([metric.name for metric in self.task.running], accelerator.device)
         guard = FiniteGuard(epoch, every=1 if accelerator.device.type == "cpu" else 20)
         started = time.perf_counter()
+        group = _UpdateGroup(config, self.steps_per_epoch)
         for step, loaded in enumerate(self.train_loader):
             batch = self.objective.prepare(loaded)
-            if batch is None:
-                continue
-            with accelerator.accumulate(self.model):
+            update = group.ends(step)
+            with nullcontext() if update else accelerator.no_sync(self.model):
                 result = self.objective.loss(self.model, batch)
                 guard.see(step, "loss", result.loss.detach())
-                accelerator.backward(result.loss * self._group_scale(step))
-                if accelerator.sync_gradients and config.clip_grad:
+                accelerator.backward(group.share(result.loss, result.count))
+            if update:
+                group.finish(self.model.parameters(), accelerator)
+                if config.clip_grad:
                     norm = accelerator.clip_grad_norm_(self.model.parameters(), config.clip_grad)
                     if accelerator.scaler is None:  # a loss scaler deals with overflow itself
                         guard.see(step, "gradient norm", norm.detach())
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            if accelerator.sync_gradients:
                 self.updates += 1
                 self.scheduler.step_update(self.updates)
                 if self.ema is not None:
@@ -140,12 +142,6 @@ class Trainer:
         seconds = time.perf_counter() - started
         lr = max(group["lr"] for group in self.optimizer.param_groups)  # the head's, under layer decay
         return TrainedEpoch(figures, lr, count / seconds)
-
-    def _group_scale(self, step: int) -> float:
-        """Accelerate divides each loss by the size of a full group; the epoch's last group may be smaller."""
-        size = self.config.grad_accumulation
-        first = step - step % size
-        return size / min(size, self.steps_per_epoch - first)
 
     def evaluate(self, samples: Any, model: nn.Module | None = None) -> Measurement:
         """Measure ``model`` (by default the weights that are saved) on every sample of a subset once."""
@@ -197,6 +193,40 @@ class Trainer:
         self.updates = state["updates"]
         self.scheduler.step_update(self.updates)
         restore_rng_state(state["rng"][self.accelerator.process_index])
+
+
+class _UpdateGroup:
+    """The batches between two updates of the weights: the gradient is the mean over their samples.
+
+    The last batch of an epoch ends a group however few there are, and each sample weighs the same in a group whose
+    last batch is smaller.
+    """
+
+    def __init__(self, config: TrainConfig, steps: int) -> None:
+        self.size = config.grad_accumulation
+        self.full = self.size * (config.batch_size or 1)  # samples
+        self.steps = steps
+        self.seen = 0
+
+    def ends(self, step: int) -> bool:
+        """Whether the weights are updated after this step of the epoch, counted from 0."""
+        return (step + 1) % self.size == 0 or step + 1 == self.steps
+
+    def share(self, loss: Tensor, count: int) -> Tensor:
+        """What a batch's mean loss adds to the mean over a full group. Scaling first keeps fp16 in its range."""
+        self.seen += count
+        return loss if count == self.full else loss * (count / self.full)
+
+    def finish(self, parameters: Iterable[Tensor], accelerator: Any) -> None:
+        """Turn the gradient into the mean over the samples that there were, and begin anew."""
+        seen, self.seen = self.seen, 0
+        if accelerator.num_processes > 1:  # whose gradients have been averaged
+            counts = torch.tensor(float(seen), device=accelerator.device)
+            seen = accelerator.reduce(counts, "mean").item()
+        if seen not in (0, self.full):
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad *= self.full / seen
 
 
 class _RunningSums:
