@@ -53,7 +53,7 @@ def _eval_options(parser: CommandParser) -> None:
     from vmamba.data import DataConfig
     from vmamba.evaluate.measure import EvaluateConfig
 
-    add_paths(parser, "weights", "RUN_OR_FILE", "Run folder (its best weights), a run's weight file, or an ONNX file.")
+    add_paths(parser, "weights", "RUN_OR_FILE", "Run folder, weight file, ONNX file, or a model's name.")
     parser.add_group(EvaluateConfig, skip={"weights", "data"})
     # Size and channels are what the weights were trained with.
     parser.add_group(DataConfig, "data", skip={"image_size", "in_chans"})
@@ -61,19 +61,22 @@ def _eval_options(parser: CommandParser) -> None:
 
 def _eval_defaults(values: Namespace, given: Namespace) -> dict[str, Any]:
     """The run's own images, for what the user did not give. Another data set does not lie where the run's does."""
+    from vmamba.tasks.released import is_released_name
     from vmamba.tasks.run_files import trained_on, unknown_images
     from vmamba.tasks.trained import open_trained
 
-    own = trained_on(values.weights)
+    own = trained_on(values.weights) if values.weights.exists() else None
     if own is not None:
         kept = {f"data.{name}": value for name, value in vars(own).items() if name in vars(values.data)}
         if given.get("data.dataset", own.dataset) != own.dataset:
             del kept["data.data_dir"]
         return kept
     if "data" not in given:
-        open_trained(values.weights, "auto")  # a file that is missing or broken is the worse news
+        if not is_released_name(values.weights):
+            open_trained(values.weights, "auto")  # a file that is missing or broken is the worse news
         raise unknown_images(values.weights)
-    return {}
+    # A directory alone means a tree of class folders.
+    return {"data.dataset": "folder"} if given.get("data.data_dir") is not None else {}
 
 
 def _eval(values: Namespace) -> int:
