@@ -18,6 +18,7 @@ from vmamba.cli import table
 from vmamba.cli.frame import Command
 from vmamba.cli.main import main
 from vmamba.errors import VMambaError
+from vmamba.train.config import TrainConfig
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -128,7 +129,59 @@ def test_a_configuration_file_and_options_over_it(tmp_path: Path, capsys: pytest
     assert values["model"] == "vmamba_nano"
     assert values["model_options"] == {"patch_size": 2}
     (tmp_path / "again.yaml").write_text(out)
-    assert run(capsys, "train", "--config", str(tmp_path / "again.yaml"), "--print_config")[1] == out
+    status, again, _ = run(capsys, "train", "--config", str(tmp_path / "again.yaml"), "--print_config")
+    assert (status, yaml.safe_load(again)) == (0, values)
+
+
+def comments(text: str) -> dict[str, str]:
+    """The comment of each line by its key, those in groups by both."""
+    found: dict[str, str] = {}
+    group = ""
+    for line in text.splitlines():
+        name, comment = line.split(":")[0], line.partition("  # ")[2]
+        group = group if name.startswith(" ") else f"{name}."
+        found[group + name.strip() if name.startswith(" ") else name] = comment
+    return found
+
+
+def test_print_config_shows_what_a_run_would_use_and_whence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = run(capsys, "train", "--seed", "0", "--data.seed=0", "--print_config", "--epochs", "8")
+    assert status == 0
+    config = TrainConfig(epochs=8).resolved()
+    values = yaml.safe_load(out)
+    assert values == config.to_dict()
+    where = comments(out)
+    assert where["seed"] == where["data.seed"] == where["epochs"] == "given"
+    assert where["lr"] == where["select_by"] == "recipe of digits"
+    assert where["warmup_epochs"].startswith("recipe of digits")
+    assert where["augmentation.hflip"] == where["data.image_size"] == "data set digits"
+    assert where["save_every"] == where["model"] == "default"
+    assert where["output"] == "default: a new folder, now runs/vmamba_nano-digits-seed0"
+    assert not [name for name, value in values.items() if value is None and "default" not in where[name]]
+    assert not any(tmp_path.iterdir())
+    assert run(capsys, "train", "--lr", "0", "--print_config")[0] == 2
+
+
+def test_print_config_of_a_run_to_go_on_with(
+    colour_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = run(capsys, "train", "--resume", str(colour_run), "--save_every", "1", "--print_config")
+    assert status == 0
+    where, values = comments(out), yaml.safe_load(out)
+    assert (where["save_every"], where["lr"], values["lr"]) == ("given", f"run {colour_run}", 1e-2)
+    assert values["data"]["image_size"] == 16
+    (tmp_path / "c.yaml").write_text(out)
+    assert yaml.safe_load(run(capsys, "train", "--config", str(tmp_path / "c.yaml"), "--print_config")[1]) == values
+
+    out = run(capsys, "eval", str(colour_run), "--data.seed", "0", "--print_config")[1]
+    where = comments(out)
+    assert (where["weights"], where["data.seed"]) == ("given", "given")
+    assert (where["data.data_dir"], where["split"]) == ("the run's own", "default")
+    out = run(capsys, "predict", "--topk", "5", "--print_config")[1]  # with nothing of what it needs
+    assert (yaml.safe_load(out)["weights"], comments(out)["topk"], comments(out)["sheet"]) == (None, "given", "default")
 
 
 def test_train_eval_predict(

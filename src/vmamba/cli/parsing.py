@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from itertools import pairwise
 from typing import Any
 
@@ -45,7 +47,7 @@ class CommandParser(ArgumentParser):
         )
         if config_file:
             self.add_argument("--config", action="config", help="YAML file of any of these options; later ones win.")
-            self._describe("--print_config", "Print the configuration that results, as YAML, and exit.")
+            self._describe("--print_config", "Print what would be used and where it comes from, as YAML.")
 
     def add_group(self, config: type[Any], name: str | None = None, skip: set[str] | None = None) -> None:
         """Add an option for each field of a dataclass but those in ``skip``, under ``--name.`` if there is one."""
@@ -80,7 +82,7 @@ class CommandParser(ArgumentParser):
         """
         self.usage = self._short_usage()
         self._files = _option_values(words, "--config")
-        try:
+        with self._mistakes():
             values = self.parse_args(words)
             if defaults is not None:
                 self.set_defaults(defaults(values, self.parse_args(words, defaults=False)))
@@ -90,6 +92,43 @@ class CommandParser(ArgumentParser):
                 given(values)
             built: Namespace = self.instantiate(values)
             return built
+
+    def described(
+        self, words: Sequence[str], defaults: Callable[[Namespace, Namespace], dict[str, Any]] | None
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """The plain values that ``words`` make, and by dotted name where each comes from; what is required may lack.
+
+        Raises:
+            ConfigError: as `parse`.
+        """
+        self._files = _option_values(words, "--config")
+        origins: dict[str, str] = {}
+        with self._mistakes():
+            if defaults is not None and all(action.dest in self._printed(words, False) for action in self._needed()):
+                own = defaults(self.parse_args(words), self.parse_args(words, defaults=False))
+                self.set_defaults(own)
+                origins = dict.fromkeys(own, "the run's own")
+            values, given = self._printed(words), self._printed(words, False)
+        return values, origins | dict.fromkeys(_dotted(given), "given")
+
+    def _needed(self) -> list[argparse.Action]:
+        return [action for action in self._actions if action.required]
+
+    def _printed(self, words: Sequence[str], defaults: bool = True) -> dict[str, Any]:
+        """What jsonargparse prints as the configuration, which may lack what is required."""
+        import yaml
+
+        text = io.StringIO()
+        with redirect_stdout(text), suppress(SystemExit):
+            self.parse_args([*words, "--print_config"], defaults=defaults)
+        values: dict[str, Any] = yaml.safe_load(text.getvalue()) or {}
+        return values if defaults else {name: value for name, value in values.items() if value is not None}
+
+    @contextmanager
+    def _mistakes(self) -> Iterator[None]:
+        """Turn what the parser raises into `ConfigError`."""
+        try:
+            yield
         except (ArgumentError, argparse.ArgumentError) as error:
             raise ConfigError(self._readable(str(error))) from error
         except UnicodeDecodeError as error:
@@ -141,6 +180,13 @@ class CommandParser(ArgumentParser):
         if action is None or action.option_strings:
             return f"--{dest}"
         return action.metavar if isinstance(action.metavar, str) else dest.upper()
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        yield prefix + name
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{name}.")
 
 
 def _positional(action: argparse.Action) -> str:

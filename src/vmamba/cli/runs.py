@@ -49,6 +49,13 @@ def _train(values: Namespace) -> int:
     return 0
 
 
+def _train_explain(values: Namespace) -> tuple[dict[str, Any], dict[str, str]]:
+    from vmamba.train.config import TrainConfig
+    from vmamba.train.origins import explained
+
+    return explained(build(TrainConfig, values))
+
+
 def _eval_options(parser: CommandParser) -> None:
     from vmamba.data import DataConfig
     from vmamba.evaluate.measure import EvaluateConfig
@@ -118,7 +125,7 @@ def _export(values: Namespace) -> int:
 
 
 DEMO = Command("Train a small model on digits, measure it, predict; a few minutes.", _demo_options, _demo)
-TRAIN = Command("Train a model.", _train_options, _train, given=_train_given)
+TRAIN = Command("Train a model.", _train_options, _train, given=_train_given, explain=_train_explain)
 EVAL = Command("Measure trained weights on labelled images.", _eval_options, _eval, _eval_defaults)
 PREDICT = Command("Classify image files with trained weights.", _predict_options, _predict)
 EXPORT = Command("Export a model to ONNX, OpenVINO or PyTorch files.", _export_options, _export, config_file=False)

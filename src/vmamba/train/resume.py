@@ -29,10 +29,10 @@ def resumed_config(given: TrainConfig) -> TrainConfig:
         raise ConfigError(
             f"resume={given.resume} and output={given.output}: a run goes on in its own folder; leave output out"
         )
-    stored = _flat(RunFolder(given.resume).read_config().to_dict())
+    stored = flat(RunFolder(given.resume).read_config().to_dict())
     merged = dict(stored)
     differing: list[str] = []
-    for name, value in _given(given).items():
+    for name, value in given_values(given).items():
         if name in ("output", "resume") or value is None or value == stored.get(name):
             continue
         if name in FREE:
@@ -61,8 +61,7 @@ def check_same_data(stored: Mapping[str, str], now: Mapping[str, str], folder: P
 
 def deciding_settings(config: TrainConfig) -> dict[str, Any]:
     """The fields that decide what a run is, by dotted name: all but the free ones and where it lies."""
-    flat = _flat(config.to_dict())
-    return {name: value for name, value in flat.items() if name not in (*FREE, "output", "resume")}
+    return {name: value for name, value in flat(config.to_dict()).items() if name not in (*FREE, "output", "resume")}
 
 
 def check_same_settings(stored: Mapping[str, Any], config: TrainConfig, folder: Path) -> None:
@@ -96,14 +95,15 @@ def check_epochs(config: TrainConfig, done: int, folder: Path) -> None:
         raise ConfigError(f"epochs={config.epochs}, but {folder} has done {done}; give {done} or more")
 
 
-def _given(config: TrainConfig) -> dict[str, Any]:
+def given_values(config: TrainConfig) -> dict[str, Any]:
     """The plain values of the fields that the caller named, by dotted name, in the order of the fields."""
     inner = {f"{part}.{name}" for part in ("data", "augmentation") for name in given_fields(getattr(config, part))}
     named = given_fields(config) | inner
-    return {name: value for name, value in _flat(config.to_dict()).items() if name in named}
+    return {name: value for name, value in flat(config.to_dict()).items() if name in named}
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `TrainConfig.to_dict` gives, without groups, by dotted name."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if name in ("data", "augmentation"):
