@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vmamba.errors import ConfigError
 from vmamba.tasks.protocol import Measurement, Subsets, Task
+from vmamba.train.accelerator import from_main
 from vmamba.train.config import TrainConfig
-from vmamba.train.finetune import freeze_stages, hold_still, load_init, train_head_only
+from vmamba.train.finetune import freeze_stages, hold_still, init_file, load_init, train_head_only
 from vmamba.train.guard import FiniteGuard
 from vmamba.train.optimizer import make_optimizer, make_scheduler
 from vmamba.train.rng import restore_rng_state, rng_state, seed_everything
@@ -59,7 +60,7 @@ class Trainer:
             raise ConfigError("head_only_epochs needs a single process; leave it out or start one process")
         model = task.build(config)
         if config.init is not None and config.resume is None:  # a resumed run has its own weights
-            load_init(model, config.init, task, config.reset_stages)
+            load_init(model, self._init_file(config.init), task, config.reset_stages)
         self.parts = task.parts(model)
         freeze_stages(self.parts, config.freeze_stages)
         model = model.to(accelerator.device)
@@ -78,6 +79,12 @@ class Trainer:
         self.updates = 0
         self.objective = task.objective(config)
         task.check(self.measured_model.eval(), config.model)
+
+    def _init_file(self, init: str) -> str:
+        """The file of ``init``, fetched and verified by one process; another machine has a cache of its own."""
+        path = from_main(self.accelerator, lambda: init_file(init))
+        with self.accelerator.local_main_process_first():
+            return str(path if path.exists() else init_file(init))
 
     def _loader(self, samples: Dataset[Any], sampler: Sampler[int] | None) -> DataLoader[Any]:
         workers = self.config.num_workers or 0

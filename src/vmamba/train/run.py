@@ -16,7 +16,7 @@ from vmamba.models import model_config
 from vmamba.output import check_writable_folder, create_folder
 from vmamba.tasks.protocol import Measurement, Subsets, Task
 from vmamba.tasks.trained import load_trained, save_trained, weight_metadata
-from vmamba.train.accelerator import accelerator_for
+from vmamba.train.accelerator import accelerator_for, from_main
 from vmamba.train.config import TrainConfig
 from vmamba.train.curves import curves_figure
 from vmamba.train.loop import Trainer
@@ -79,7 +79,7 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
     with accelerator_for(config) as accelerator:
         path = _common_path(accelerator, config)
         model_config(config.model, **config.model_options)  # before the data, which take longer
-        task, subsets = config.learnt.load(config.data, config.task_options)
+        task, subsets = from_main(accelerator, lambda: config.learnt.load(config.data, config.task_options))
         trainer = Trainer(config, task, subsets, accelerator)
         shown = console if accelerator.is_main_process else None
         report = Reporter(shown, task, config.epochs or 1, trainer.steps_per_epoch)
@@ -101,14 +101,10 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
 
 
 def _common_path(accelerator: Any, config: TrainConfig) -> Path:
-    from accelerate.utils import broadcast_object_list
-
     if config.resume is not None:
         check_writable_folder(config.resume)
         return config.resume
-    shared = [new_run_folder(config) if accelerator.is_main_process else None]
-    path: Path = broadcast_object_list(shared)[0]
-    return path
+    return from_main(accelerator, lambda: new_run_folder(config))
 
 
 class _Course:
@@ -133,7 +129,7 @@ class _Course:
         self.rows: list[EpochRow] = []
         self.best: EpochRow | None = None
         self.saved = 0  # epochs that the files on disk stand for
-        self.fingerprint = subsets.fingerprint()  # once: it looks at every file
+        self.fingerprint = from_main(trainer.accelerator, subsets.fingerprint)  # once: it looks at every file
         self.metadata = weight_metadata(config.model, trainer.parts.model, task)
 
     def begin(self) -> None:
