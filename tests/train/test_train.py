@@ -6,6 +6,7 @@ import copy
 import csv
 import io
 import math
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -26,6 +27,7 @@ from vmamba.data import Augmentation, DataConfig, TransformedImages, load_splits
 from vmamba.errors import CheckpointError, ConfigError, DataError, OutputError, TrainingError
 from vmamba.given import given_fields
 from vmamba.tasks.classification.objective import CrossEntropy
+from vmamba.tasks.classification.scores import ScoreCounter
 from vmamba.tasks.trained import load_trained
 from vmamba.train.accelerator import accelerator_for
 from vmamba.train.config import TrainConfig
@@ -260,10 +262,66 @@ def test_resumed_between_saves_goes_back_to_the_last_one(
         with pytest.raises(KeyboardInterrupt):
             train(replace(config, output=path, save_every=2))
     assert len(metrics(path)) == 2
-    # As if the third epoch had been better than those before, and been kept.
-    shutil.copy(whole / "best.safetensors", path / "best.safetensors")
+    # As if the third epoch had been better than those before, and been kept; the next save would have put it in place.
+    shutil.copy(whole / "best.safetensors", RunFolder(path).next_best)
     train(TrainConfig(resume=path))
     assert_same_run(whole, path)
+
+
+class Killed(BaseException):
+    """The process is gone: nobody catches this."""
+
+
+def test_a_save_that_is_stopped_anywhere_is_undone_or_finished(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file takes its place by a move: the process is killed before each of those that belong to a save."""
+    plain = os.replace
+    moved: list[str] = []
+
+    def kill_before(count: float) -> Any:
+        moved.clear()
+
+        def replace(source: Any, target: Any) -> None:
+            if len(moved) == count:
+                raise Killed
+            moved.append(Path(target).name)
+            plain(source, target)
+
+        return replace
+
+    config = tiny(tree, epochs=2, mixup=0.2, lr=2e-3, select_by="loss")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", kill_before(math.inf))
+        result = train(replace(config, output=tmp_path / "whole"))
+    save = ["state.pt", "best.safetensors", "last.safetensors", "metrics.csv"]
+    first = ["config.yaml", *[name for name in save if name != "best.safetensors"]]
+    assert result.best_epoch == 2  # so that the second save moves all
+    assert moved == [*first, *["best.next.safetensors", *save] * 2]
+    for count in [len(first) - 1, *range(len(moved) - len(save) - 1, len(moved))]:
+        path = tmp_path / f"killed{count}"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", kill_before(count))
+            with pytest.raises(Killed):
+                train(replace(config, output=path))
+        load_trained(path)
+        train(TrainConfig(resume=path))
+        assert_same_run(tmp_path / "whole", path)
+        assert not RunFolder(path).next_best.exists()
+
+
+def test_best_weights_that_the_state_does_not_name_are_refused(finished: Any, tmp_path: Path) -> None:
+    path = tmp_path / "copy"
+    shutil.copytree(finished[1], path)
+    best, last = RunFolder(path).best, RunFolder(path).last
+    other = tmp_path / "other.safetensors"
+    vmamba.save_weights(other, vmamba.read_weights(last).state_dict, {})
+    shutil.copy(other, best)
+    with pytest.raises(CheckpointError, match=r"best\.safetensors is not the file that state\.pt names"):
+        train(TrainConfig(resume=path))
+    best.unlink()
+    with pytest.raises(CheckpointError, match=r"best\.safetensors is missing"):
+        train(TrainConfig(resume=path))
 
 
 def test_finished_run_resumes_to_itself_and_on_with_more_epochs(finished: Any, tmp_path: Path) -> None:
@@ -476,6 +534,36 @@ def test_loader_processes_and_no_moving_average(tree: Path, tmp_path: Path) -> N
     state = RunFolder(result.run_folder).read_state()["engine"]
     assert state["ema"] is None
     assert_equal(vmamba.read_weights(result.run_folder / "last.safetensors").state_dict, dict(state["model"]))
+
+
+def test_evaluation_leaves_no_process_and_no_loader(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(tree, num_workers=2, batch_size=2).resolved()
+    with accelerator_for(config) as accelerator:
+        task, subsets = config.learnt.load(config.data, {})
+        trainer = Trainer(config, task, subsets, accelerator)
+        loaders = list(accelerator._dataloaders)
+        plain = ScoreCounter.update
+        running: list[int] = []
+
+        def update(counter: ScoreCounter, seen: Any) -> None:
+            running.append(len(multiprocessing.active_children()))
+            plain(counter, seen)
+
+        monkeypatch.setattr(ScoreCounter, "update", update)
+        assert [trainer.evaluate(subsets.val).count for _ in range(2)] == [9, 9]
+        assert max(running) == 2
+        assert multiprocessing.active_children() == []
+        assert accelerator._dataloaders == loaders
+
+        def fail(counter: ScoreCounter, seen: Any) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(ScoreCounter, "update", fail)
+        with pytest.raises(ZeroDivisionError) as caught:
+            trainer.evaluate(subsets.val)
+        assert caught.tb  # it holds the frames, and with them the loader
+        assert multiprocessing.active_children() == []
+        assert accelerator._dataloaders == loaders
 
 
 # --- refused before anything is written

@@ -52,7 +52,7 @@ class TrainConfig:
         num_workers: Processes that load images; 0 = none.
         select_by: What makes an epoch the best on the validation images, for classification the highest accuracy or the
             lowest loss.
-        save_every: Epochs between two saves of the training state.
+        save_every: Epochs between two saves of the training state and of the weights.
         selective_scan_backend: The scan's implementation; the fastest that runs by default.
         output: Folder of the run; by default a new one under runs/.
         resume: Folder of a run to go on with. Fields left out are that run's; epochs may be changed, and with it the

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,14 +155,28 @@ class Trainer:
         accelerator = self.accelerator
         model = model or self.measured_model
         model.eval()
-        loader = accelerator.prepare_data_loader(self._loader(self.task.dataset(samples), None))
         meter = self.task.meter()
-        with torch.inference_mode(), accelerator.autocast():
+        with self._evaluation_loader(samples) as loader, torch.inference_mode(), accelerator.autocast():
             for batch in loader:
                 seen = meter.observe(model(self.task.inputs(batch)), batch)
                 # One object a sample, not tensors that can be laid end to end.
                 meter.update(accelerator.gather_for_metrics(seen, use_gather_object=isinstance(seen, list)))
         return meter.measurement()
+
+    @contextmanager
+    def _evaluation_loader(self, samples: Any) -> Iterator[Any]:
+        """A loader for one pass, of which nothing is left afterwards: no process, no entry in accelerate's lists."""
+        known = self.accelerator._dataloaders  # else it keeps every loader, with its samples, until the run ends
+        before = list(known)
+        batches = None
+        try:
+            loader = self.accelerator.prepare_data_loader(self._loader(self.task.dataset(samples), None))
+            batches = iter(loader)
+            yield batches
+        finally:
+            if batches is not None:
+                batches.close()  # ends its processes, also when the pass was broken off
+            known[:] = before
 
     @property
     def measured_model(self) -> nn.Module:
