@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,10 @@ import yaml
 
 import vmamba
 from vmamba.cli import table
+from vmamba.cli.bench import _several
 from vmamba.cli.frame import Command
 from vmamba.cli.main import main
+from vmamba.cli.parsing import CommandParser
 from vmamba.errors import VMambaError
 from vmamba.train.config import TrainConfig
 
@@ -249,6 +252,54 @@ def test_resume_takes_what_is_given_even_where_it_is_the_default(
     settings.write_text(settings.read_text().replace("seed: 0\ndevice", "seed: 7\ndevice"))
     status, _, err = run(capsys, "train", "--resume", str(folder), "--seed", "0")
     assert (status, "seed is 7 there, 0 now" in err) == (2, True)
+
+
+def every_command() -> Iterator[tuple[str, Command]]:
+    for name, command in table.COMMANDS.items():
+        if isinstance(command, Command):
+            yield name, command
+        else:
+            yield from ((f"{name} {word}", inner) for word, inner in command.commands.items())
+
+
+def parser_of(name: str, command: Command) -> CommandParser:
+    parser = CommandParser(name, command.summary, command.config_file)
+    command.options(parser)
+    return parser
+
+
+def test_options_are_spelt_alike_and_dashes_are_taken_too(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = 0
+    for name, command in every_command():
+        parser = parser_of(name, command)
+        options = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
+        assert [option for option in options if "-" in option[2:]] == [], name
+        assert not {"--size", "--batch"} & options, name
+        for option in options - {"--help"}:
+            dashed = "--" + option[2:].replace("_", "-")
+            assert parser.normalised([dashed, f"{dashed}=a-b_c", "--", dashed]) == [
+                option, f"{option}=a-b_c", "--", dashed,
+            ]  # fmt: skip
+            seen += dashed != option
+    assert seen > 30
+    train = parser_of("train", table.COMMANDS["train"])  # type: ignore[arg-type]
+    assert train.normalised(["--model-options.patch-size", "2", "--size", "3"]) == [
+        "--model_options.patch_size", "2", "--size", "3",
+    ]  # fmt: skip
+    out = run(capsys, "train", "--model-options.patch-size", "2", "--data.train-images=60", "--print-config")[1]
+    values = yaml.safe_load(out)
+    assert (values["model_options"], values["data"]["train_images"]) == ({"patch_size": 2}, 60)
+
+
+def test_options_of_several_values_may_be_repeated_or_have_commas() -> None:
+    commands = dict(every_command())
+    parser = parser_of("bench model", commands["bench model"])
+    for words in (["--size", "32", "--size", "64"], ["--image-size", "32,64"], ["--image_size=32,64"]):
+        values = parser.parse(parser.normalised(["vmamba_nano", *words, "--batch", "2"]))
+        assert (_several(values.image_size), _several(values.batch_size)) == (["32", "64"], ["2"])
+    parser = parser_of("export", commands["export"])
+    for words in (["--dynamic", "batch,height"], ["--dynamic", "batch", "--dynamic=height"]):
+        assert ",".join(parser.parse(["vmamba_nano", "--to", "onnx", *words]).dynamic) == "batch,height"
 
 
 def command_that(raises: BaseException) -> Command:

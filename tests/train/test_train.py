@@ -628,11 +628,12 @@ def test_default_folder_takes_the_next_free_name(tree: Path, tmp_path: Path, mon
 # --- what is said
 
 
-def test_one_line_an_epoch_where_there_is_no_terminal(finished: Any) -> None:
+def test_one_line_an_epoch_where_there_is_no_terminal(finished: Any, tree: Path) -> None:
     said = finished[3]
     lines = [line for line in said.splitlines() if line.startswith("epoch ")]
     assert len(lines) == 4
     assert all("loss" in line and "acc" in line and "img/s" in line and "ETA 0:" in line for line in lines)
+    assert said.splitlines()[0] == f"train vmamba_nano on folder in {tree}, 4 epochs, output to {finished[1]}"
     assert "27 train, 9 val, 9 test images, 3 classes" in said
     assert "test accuracy" in said
 

@@ -49,6 +49,7 @@ class Command:
 
         parser = CommandParser(name, self.summary, self.config_file)
         self.options(parser)
+        words = parser.normalised(words)
         if self.config_file and any(word.partition("=")[0] == PRINT for word in words):
             print(self._printed(parser, words), end="")
             return 0

@@ -14,6 +14,9 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 
 from vmamba.errors import ConfigError, nearest
 
+#: Earlier spellings of options, for commands that have the later one.
+SYNONYMS = {"size": "image_size", "batch": "batch_size"}
+
 
 class _Help(DefaultHelpFormatter):
     """Says the type in the option's placeholder, and a default only where there is one."""
@@ -62,6 +65,22 @@ class CommandParser(ArgumentParser):
         for action in self._actions:
             if option in action.option_strings:
                 action.help = text
+
+    def normalised(self, words: Sequence[str]) -> list[str]:
+        """The words with each option in this parser's spelling: dashes are underscores, ``size`` is ``image_size``."""
+        known = {option for action in self._actions for option in action.option_strings}
+        kept = list(words)
+        for i, word in enumerate(kept):
+            if word == "--":
+                break
+            name, sign, value = word.partition("=")
+            if not name.startswith("--") or name in known:
+                continue
+            spelt = "--" + name[2:].replace("-", "_")
+            spelt = f"--{SYNONYMS.get(spelt[2:], spelt[2:])}"
+            if spelt in known or spelt.split(".")[0] in known:  # --model_options.NAME is one of model_options
+                kept[i] = f"{spelt}{sign}{value}"
+        return kept
 
     def parse(
         self,
@@ -191,7 +210,7 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _positional(action: argparse.Action) -> str:
     word = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
-    return {"+": f"{word} [{word} ...]", "?": f"[{word}]"}.get(str(action.nargs), word)
+    return {"+": f"{word} [{word} ...]", "*": f"[{word} ...]", "?": f"[{word}]"}.get(str(action.nargs), word)
 
 
 def _option_values(words: Sequence[str], option: str) -> list[str]:

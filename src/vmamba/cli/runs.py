@@ -114,12 +114,16 @@ def _export_options(parser: CommandParser) -> None:
     from vmamba.export.exporter import ExportConfig
 
     parser.add_argument("source", metavar="RUN_OR_NAME", help="Run folder, weight file, or a model's name.")
-    parser.add_group(ExportConfig, skip={"source"})
+    axes = "Axes of the images that may have any size: batch, height, width; once or more, or with commas. The others "
+    axes += "have the size of the model's images, and batch 1."
+    parser.add_argument("--dynamic", type=str, action="append", metavar="AXIS", help=axes)
+    parser.add_group(ExportConfig, skip={"source", "dynamic"})
 
 
 def _export(values: Namespace) -> int:
     from vmamba.export.exporter import ExportConfig, export
 
+    values.dynamic = ",".join(values.dynamic or ())
     export(build(ExportConfig, values), console())
     return 0
 

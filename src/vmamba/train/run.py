@@ -78,10 +78,12 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
     config = (resumed_config(config) if resuming else config).resolved()
     with accelerator_for(config) as accelerator:
         path = _common_path(accelerator, config)
+        shown = console if accelerator.is_main_process else None
+        if shown is not None:  # before the data, which may take long
+            shown.print(_intention(config, path), highlight=False, soft_wrap=True, markup=False)
         model_config(config.model, **config.model_options)  # before the data, which take longer
         task, subsets = from_main(accelerator, lambda: config.learnt.load(config.data, config.task_options))
         trainer = Trainer(config, task, subsets, accelerator)
-        shown = console if accelerator.is_main_process else None
         report = Reporter(shown, task, config.epochs or 1, trainer.steps_per_epoch)
         course = _Course(config, task, subsets, trainer, RunFolder(path), report)
         with report:
@@ -98,6 +100,15 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
         best = course.best
         assert best is not None
         return TrainResult(path, len(course.rows), best.epoch, best.val, test, time.monotonic() - started)
+
+
+def _intention(config: TrainConfig, path: Path) -> str:
+    """What is about to happen, in one line."""
+    place = "" if config.data.data_dir is None else f" in {config.data.data_dir}"
+    return (
+        f"{'train' if config.resume is None else 'go on training'} {config.model} on {config.data.dataset}{place}, "
+        f"{config.epochs} epochs, output to {path}"
+    )
 
 
 def _common_path(accelerator: Any, config: TrainConfig) -> Path:
