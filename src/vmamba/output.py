@@ -56,6 +56,16 @@ def check_writable_file(path: Path) -> None:
     check_writable_folder(path.parent)
 
 
+def sync_folder(path: Path) -> None:
+    """Have what was moved within the folder on disk before anything that comes after, where the system offers that."""
+    with suppress(OSError):
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
 def write_json(path: Path, values: Any) -> None:
     """Write ``values`` as JSON, the whole file or nothing. Numbers that are not finite become null: JSON has none.
 

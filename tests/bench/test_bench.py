@@ -415,7 +415,7 @@ def test_scale_writes_points_slopes_and_a_picture(tmp_path: Path, capsys: pytest
     [
         (["model", "vmamba_nano", "--engine", "onyx"], "--engine 'onyx': want eager or compile"),
         (["model", "vmamba_nano", "--dtype", "int8"], "--dtype 'int8': want float32 or bfloat16"),
-        (["model", "vmamba_nano", "--size", "big"], "--size takes a whole number ≥ 1, not 'big'"),
+        (["model", "vmamba_nano", "--size", "big"], "--image_size takes a whole number ≥ 1, not 'big'"),
         (["scale", "--size", "224"], "takes two or more sizes of at least 32 pixels"),
     ],
 )

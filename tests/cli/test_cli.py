@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +16,12 @@ import yaml
 
 import vmamba
 from vmamba.cli import table
+from vmamba.cli.bench import _several
 from vmamba.cli.frame import Command
 from vmamba.cli.main import main
+from vmamba.cli.parsing import CommandParser
 from vmamba.errors import VMambaError
+from vmamba.train.config import TrainConfig
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -127,7 +132,59 @@ def test_a_configuration_file_and_options_over_it(tmp_path: Path, capsys: pytest
     assert values["model"] == "vmamba_nano"
     assert values["model_options"] == {"patch_size": 2}
     (tmp_path / "again.yaml").write_text(out)
-    assert run(capsys, "train", "--config", str(tmp_path / "again.yaml"), "--print_config")[1] == out
+    status, again, _ = run(capsys, "train", "--config", str(tmp_path / "again.yaml"), "--print_config")
+    assert (status, yaml.safe_load(again)) == (0, values)
+
+
+def comments(text: str) -> dict[str, str]:
+    """The comment of each line by its key, those in groups by both."""
+    found: dict[str, str] = {}
+    group = ""
+    for line in text.splitlines():
+        name, comment = line.split(":")[0], line.partition("  # ")[2]
+        group = group if name.startswith(" ") else f"{name}."
+        found[group + name.strip() if name.startswith(" ") else name] = comment
+    return found
+
+
+def test_print_config_shows_what_a_run_would_use_and_whence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = run(capsys, "train", "--seed", "0", "--data.seed=0", "--print_config", "--epochs", "8")
+    assert status == 0
+    config = TrainConfig(epochs=8).resolved()
+    values = yaml.safe_load(out)
+    assert values == config.to_dict()
+    where = comments(out)
+    assert where["seed"] == where["data.seed"] == where["epochs"] == "given"
+    assert where["lr"] == where["select_by"] == "recipe of digits"
+    assert where["warmup_epochs"].startswith("recipe of digits")
+    assert where["augmentation.hflip"] == where["data.image_size"] == "data set digits"
+    assert where["save_every"] == where["model"] == "default"
+    assert where["output"] == "default: a new folder, now runs/vmamba_nano-digits-seed0"
+    assert not [name for name, value in values.items() if value is None and "default" not in where[name]]
+    assert not any(tmp_path.iterdir())
+    assert run(capsys, "train", "--lr", "0", "--print_config")[0] == 2
+
+
+def test_print_config_of_a_run_to_go_on_with(
+    colour_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = run(capsys, "train", "--resume", str(colour_run), "--save_every", "1", "--print_config")
+    assert status == 0
+    where, values = comments(out), yaml.safe_load(out)
+    assert (where["save_every"], where["lr"], values["lr"]) == ("given", f"run {colour_run}", 1e-2)
+    assert values["data"]["image_size"] == 16
+    (tmp_path / "c.yaml").write_text(out)
+    assert yaml.safe_load(run(capsys, "train", "--config", str(tmp_path / "c.yaml"), "--print_config")[1]) == values
+
+    out = run(capsys, "eval", str(colour_run), "--data.seed", "0", "--print_config")[1]
+    where = comments(out)
+    assert (where["weights"], where["data.seed"]) == ("given", "given")
+    assert (where["data.data_dir"], where["split"]) == ("the run's own", "default")
+    out = run(capsys, "predict", "--topk", "5", "--print_config")[1]  # with nothing of what it needs
+    assert (yaml.safe_load(out)["weights"], comments(out)["topk"], comments(out)["sheet"]) == (None, "given", "default")
 
 
 def test_train_eval_predict(
@@ -171,6 +228,78 @@ def test_eval_takes_the_runs_images_and_what_is_given_over_them(
     assert one["dataset"] == two["dataset"] == f"folder {colour_images}"
     assert one["confusion"] == two["confusion"]
     assert json.loads(seeded.read_text())["images"] == 27
+
+
+def test_resume_takes_what_is_given_even_where_it_is_the_default(
+    colour_run: Path, colour_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(colour_run, folder)
+    settings = folder / "config.yaml"
+    settings.write_text(settings.read_text().replace("save_every: 1", "save_every: 5"))
+    moved = tmp_path / "moved"
+    moved.symlink_to(colour_images)
+    file = tmp_path / "more.yaml"
+    file.write_text("device: auto\ndata: {verify: true}\nlr: null\n")
+    words = ["--resume", str(folder), "--save_every", "1", "--config", str(file), "--data.data_dir", str(moved)]
+    assert run(capsys, "train", *words)[0] == 0
+    now = yaml.safe_load(settings.read_text())
+    assert (now["save_every"], now["device"], now["data"]["data_dir"], now["epochs"]) == (1, "auto", str(moved), 6)
+    file.write_text("batch_size: 9\nweight_decay: 0.5\ndata: {seed: 0}\n")
+    status, _, err = run(capsys, "train", *words, "--seed", "0")
+    assert (status, "seed" in err) == (2, False)
+    assert "weight_decay is 0.05 there, 0.5 now" in err
+    settings.write_text(settings.read_text().replace("seed: 0\ndevice", "seed: 7\ndevice"))
+    status, _, err = run(capsys, "train", "--resume", str(folder), "--seed", "0")
+    assert (status, "seed is 7 there, 0 now" in err) == (2, True)
+
+
+def every_command() -> Iterator[tuple[str, Command]]:
+    for name, command in table.COMMANDS.items():
+        if isinstance(command, Command):
+            yield name, command
+        else:
+            yield from ((f"{name} {word}", inner) for word, inner in command.commands.items())
+
+
+def parser_of(name: str, command: Command) -> CommandParser:
+    parser = CommandParser(name, command.summary, command.config_file)
+    command.options(parser)
+    return parser
+
+
+def test_options_are_spelt_alike_and_dashes_are_taken_too(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = 0
+    for name, command in every_command():
+        parser = parser_of(name, command)
+        options = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
+        assert [option for option in options if "-" in option[2:]] == [], name
+        assert not {"--size", "--batch"} & options, name
+        for option in options - {"--help"}:
+            dashed = "--" + option[2:].replace("_", "-")
+            assert parser.normalised([dashed, f"{dashed}=a-b_c", "--", dashed]) == [
+                option, f"{option}=a-b_c", "--", dashed,
+            ]  # fmt: skip
+            seen += dashed != option
+    assert seen > 30
+    train = parser_of("train", table.COMMANDS["train"])  # type: ignore[arg-type]
+    assert train.normalised(["--model-options.patch-size", "2", "--size", "3"]) == [
+        "--model_options.patch_size", "2", "--size", "3",
+    ]  # fmt: skip
+    out = run(capsys, "train", "--model-options.patch-size", "2", "--data.train-images=60", "--print-config")[1]
+    values = yaml.safe_load(out)
+    assert (values["model_options"], values["data"]["train_images"]) == ({"patch_size": 2}, 60)
+
+
+def test_options_of_several_values_may_be_repeated_or_have_commas() -> None:
+    commands = dict(every_command())
+    parser = parser_of("bench model", commands["bench model"])
+    for words in (["--size", "32", "--size", "64"], ["--image-size", "32,64"], ["--image_size=32,64"]):
+        values = parser.parse(parser.normalised(["vmamba_nano", *words, "--batch", "2"]))
+        assert (_several(values.image_size), _several(values.batch_size)) == (["32", "64"], ["2"])
+    parser = parser_of("export", commands["export"])
+    for words in (["--dynamic", "batch,height"], ["--dynamic", "batch", "--dynamic=height"]):
+        assert ",".join(parser.parse(["vmamba_nano", "--to", "onnx", *words]).dynamic) == "batch,height"
 
 
 def command_that(raises: BaseException) -> Command:

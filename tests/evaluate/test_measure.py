@@ -17,9 +17,11 @@ from rich.console import Console
 from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 
 from vmamba.data import DataConfig
+from vmamba.data.datasets import folder
 from vmamba.errors import ConfigError, DataError, OutputError
 from vmamba.evaluate.measure import EvaluateConfig, Evaluation, evaluate, show
 from vmamba.output import write_json
+from vmamba.tasks.classification.labels import distinct_names
 from vmamba.tasks.classification.report import MAX_ROWS
 from vmamba.tasks.classification.scores import ScoreCounter, Scores
 from vmamba.tasks.classification.task import Classification
@@ -95,6 +97,43 @@ def test_labels_are_matched_by_class_name(colour_run: Path, tmp_path: Path) -> N
     assert result.scores.top1 == 1.0
 
 
+def renamed(weights: Path, classes: tuple[str, ...], path: Path) -> Path:
+    """The same weights, classes called otherwise."""
+    trained = load_trained(weights)
+    meta = weight_metadata("renamed", trained.model, Classification(classes, trained.preprocessing))
+    save_trained(path, trained.model.state_dict(), meta)
+    return path
+
+
+def test_two_classes_of_one_name_are_never_merged(
+    colour_run: Path, colour_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = renamed(colour_run, ("crane", "crane", "red"), tmp_path / "cranes.safetensors")
+    plain = folder.load
+
+    def load(names: tuple[str, ...]) -> Any:
+        return lambda config: replace(plain(config), classes=names)
+
+    data = DataConfig("folder", colour_images, image_size=16)
+    monkeypatch.setattr(folder, "load", load(("crane", "crane", "red")))  # in the same order, there is no doubt
+    scores = evaluate(EvaluateConfig(weights, data=data)).scores
+    assert [(row.name, row.images) for row in scores.classes] == [("crane (0)", 3), ("crane (1)", 3), ("red", 3)]
+    assert scores.top1 == 1.0
+    monkeypatch.setattr(folder, "load", load(("red", "crane", "crane")))
+    with pytest.raises(DataError, match=r"several classes called 'crane', .*in another order.*names of their own"):
+        evaluate(EvaluateConfig(weights, data=data))
+    monkeypatch.setattr(folder, "load", load(("crane", "red", "red")))
+    with pytest.raises(DataError, match="was trained on 3 classes"):
+        evaluate(EvaluateConfig(weights, data=data))
+
+
+def test_the_report_tells_classes_of_one_name_apart(colour_run: Path, tmp_path: Path) -> None:
+    names = distinct_names(("crane", "crane", "red"))
+    text = shown(counted(torch.eye(3)[[1, 1, 2]] * 9, torch.tensor([0, 1, 2]), list(names), 1))
+    assert "crane (0) taken for crane (1) (1)" in text
+    assert distinct_names(("a", "a", "b"), ("n1", "n2", "n3")) == ("a (n1)", "a (n2)", "b")
+
+
 def read_yaml(run: Path) -> dict[str, Any]:
     import yaml
 
@@ -117,8 +156,8 @@ def test_weights_outside_of_a_run_need_images(colour_run: Path, tmp_path: Path) 
 def test_a_missing_split_is_named(colour_run: Path, colour_images: Path, tmp_path: Path) -> None:
     for part in ("train", "val"):
         (tmp_path / part).mkdir()
-        for folder in colour_images.iterdir():
-            (tmp_path / part / folder.name).symlink_to(folder)
+        for place in colour_images.iterdir():
+            (tmp_path / part / place.name).symlink_to(place)
     with pytest.raises(DataError, match=r"no test split.*split=val"):
         evaluate(EvaluateConfig(colour_run, data=DataConfig("folder", tmp_path, image_size=16)))
 

@@ -139,6 +139,51 @@ def test_the_truth_is_the_folders_name_where_that_is_a_class(
     assert right_of(predictions) == "1 of 1 right"
 
 
+def test_features_are_what_the_head_sees(colour_run: Path, colour_images: Path, tmp_path: Path) -> None:
+    for weights in (colour_run, colour_run / "best.safetensors"):
+        config = PredictConfig(
+            (colour_images,), weights, output=tmp_path / "out", sheet=0, features=tmp_path / "f" / "x.npz", batch_size=7
+        )
+        text = io.StringIO()
+        answers = predict(config, Console(file=text, width=300))
+        with np.load(tmp_path / "f" / "x.npz") as file:  # no pickles in it
+            features, names = file["features"], file["names"]
+        assert (features.shape, features.dtype) == ((45, 16), np.float32)
+        assert names.tolist() == [str(answer.path) for answer in answers]
+        assert f"wrote {config.features}" in text.getvalue()
+        assert [path.name for path in (tmp_path / "f").iterdir()] == ["x.npz"]
+    trained = load_trained(colour_run)
+    with torch.inference_mode():
+        for row in (0, 20, 44):
+            pixels = trained.task.read(Path(names[row]))[None]
+            want = trained.model.forward_head(trained.model.forward_features(pixels), pre_logits=True)[0]
+            torch.testing.assert_close(torch.from_numpy(features[row]), want, rtol=1e-4, atol=1e-5)
+            logits = trained.model.classifier.head(want)
+            assert trained.task.classes[int(logits.argmax())] == answers[row].classes[0]
+
+
+def test_features_of_readable_images_only(colour_run: Path, colour_images: Path, tmp_path: Path) -> None:
+    config = PredictConfig(
+        (broken(tmp_path, colour_images),), colour_run, output=tmp_path / "out", sheet=0, features=tmp_path / "x.npz",
+        unreadable="skip",
+    )  # fmt: skip
+    predict(config)
+    with np.load(tmp_path / "x.npz") as file:
+        assert (file["features"].shape, [Path(name).name for name in file["names"]]) == ((1, 16), ["good.png"])
+
+
+def test_features_that_cannot_be(colour_run: Path, colour_images: Path, tmp_path: Path) -> None:
+    images = some(colour_images)
+    for name in ("x.npy", "x.csv", "x"):
+        with pytest.raises(ConfigError, match=r"features=.*give a name that ends in \.npz.*names"):
+            PredictConfig(images, colour_run, features=tmp_path / name)
+    with pytest.raises(ConfigError, match=r"m\.onnx is an ONNX file.*give the run's folder or a weight file"):
+        PredictConfig(images, tmp_path / "m.onnx", features=tmp_path / "x.npz")
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="is a file"):
+        predict(PredictConfig(images, tmp_path / "no-run", features=tmp_path / "file" / "x.npz"))
+
+
 def test_an_unwritable_folder_is_noticed_before_anything_is_read(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="is a file"):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import math
+import multiprocessing
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,11 +25,15 @@ from torch import Tensor, nn
 import vmamba
 from vmamba.data import Augmentation, DataConfig, TransformedImages, load_splits
 from vmamba.errors import CheckpointError, ConfigError, DataError, OutputError, TrainingError
+from vmamba.given import given_fields
+from vmamba.tasks.classification.objective import CrossEntropy
+from vmamba.tasks.classification.scores import ScoreCounter
 from vmamba.tasks.trained import load_trained
 from vmamba.train.accelerator import accelerator_for
 from vmamba.train.config import TrainConfig
 from vmamba.train.guard import FiniteGuard
 from vmamba.train.loop import Trainer
+from vmamba.train.resume import resumed_config
 from vmamba.train.run import train
 from vmamba.train.run_folder import RunFolder
 
@@ -255,10 +262,66 @@ def test_resumed_between_saves_goes_back_to_the_last_one(
         with pytest.raises(KeyboardInterrupt):
             train(replace(config, output=path, save_every=2))
     assert len(metrics(path)) == 2
-    # As if the third epoch had been better than those before, and been kept.
-    shutil.copy(whole / "best.safetensors", path / "best.safetensors")
+    # As if the third epoch had been better than those before, and been kept; the next save would have put it in place.
+    shutil.copy(whole / "best.safetensors", RunFolder(path).next_best)
     train(TrainConfig(resume=path))
     assert_same_run(whole, path)
+
+
+class Killed(BaseException):
+    """The process is gone: nobody catches this."""
+
+
+def test_a_save_that_is_stopped_anywhere_is_undone_or_finished(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file takes its place by a move: the process is killed before each of those that belong to a save."""
+    plain = os.replace
+    moved: list[str] = []
+
+    def kill_before(count: float) -> Any:
+        moved.clear()
+
+        def replace(source: Any, target: Any) -> None:
+            if len(moved) == count:
+                raise Killed
+            moved.append(Path(target).name)
+            plain(source, target)
+
+        return replace
+
+    config = tiny(tree, epochs=2, mixup=0.2, lr=2e-3, select_by="loss")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", kill_before(math.inf))
+        result = train(replace(config, output=tmp_path / "whole"))
+    save = ["state.pt", "best.safetensors", "last.safetensors", "metrics.csv"]
+    first = ["config.yaml", *[name for name in save if name != "best.safetensors"]]
+    assert result.best_epoch == 2  # so that the second save moves all
+    assert moved == [*first, *["best.next.safetensors", *save] * 2]
+    for count in [len(first) - 1, *range(len(moved) - len(save) - 1, len(moved))]:
+        path = tmp_path / f"killed{count}"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", kill_before(count))
+            with pytest.raises(Killed):
+                train(replace(config, output=path))
+        load_trained(path)
+        train(TrainConfig(resume=path))
+        assert_same_run(tmp_path / "whole", path)
+        assert not RunFolder(path).next_best.exists()
+
+
+def test_best_weights_that_the_state_does_not_name_are_refused(finished: Any, tmp_path: Path) -> None:
+    path = tmp_path / "copy"
+    shutil.copytree(finished[1], path)
+    best, last = RunFolder(path).best, RunFolder(path).last
+    other = tmp_path / "other.safetensors"
+    vmamba.save_weights(other, vmamba.read_weights(last).state_dict, {})
+    shutil.copy(other, best)
+    with pytest.raises(CheckpointError, match=r"best\.safetensors is not the file that state\.pt names"):
+        train(TrainConfig(resume=path))
+    best.unlink()
+    with pytest.raises(CheckpointError, match=r"best\.safetensors is missing"):
+        train(TrainConfig(resume=path))
 
 
 def test_finished_run_resumes_to_itself_and_on_with_more_epochs(finished: Any, tmp_path: Path) -> None:
@@ -299,6 +362,37 @@ def test_resume_refuses_other_settings_and_other_data(tree: Path, tmp_path: Path
         train(TrainConfig(resume=path))
     with pytest.raises(ConfigError, match=r"is .* a run's folder"):
         train(TrainConfig(resume=tmp_path / "nowhere"))
+
+
+def test_what_is_given_counts_even_where_it_is_the_default(tree: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    start = tiny(tree, save_every=5, seed=3, grad_accumulation=2, augmentation=Augmentation(hflip=0.5))
+    RunFolder(path).write_config(replace(start, output=path).resolved())
+    now = resumed_config(TrainConfig(resume=path, save_every=1, device="auto"))
+    assert (now.save_every, now.device, now.seed) == (1, "auto", 3)
+    with pytest.raises(ConfigError, match=r"grad_accumulation is 2 there, 1 now; seed is 3 there, 0 now"):
+        resumed_config(TrainConfig(resume=path, seed=0, grad_accumulation=1))
+    # Through replace, by position, in the parts, and by None, which stands for nothing given.
+    again = TrainConfig(resume=path, epochs=4)
+    assert resumed_config(replace(again, save_every=1)).save_every == 1
+    assert resumed_config(replace(again, epochs=6, lr=None)).save_every == 5
+    with pytest.raises(ConfigError, match="seed is 3 there, 0 now"):
+        resumed_config(replace(again, seed=0))
+    with pytest.raises(ConfigError, match=r"model is 'vmamba_nano' there, 'vmamba_tiny_s1l8' now"):
+        resumed_config(TrainConfig("vmamba_tiny_s1l8", resume=path))
+    with pytest.raises(ConfigError, match=r"augmentation\.hflip is 0\.5 there, 0\.0 now"):
+        resumed_config(replace(again, augmentation=Augmentation(hflip=0.0)))
+    moved = resumed_config(TrainConfig(resume=path, data=DataConfig("folder", tmp_path, verify=True)))
+    assert (moved.data.data_dir, moved.data.image_size) == (tmp_path, 16)
+
+
+def test_given_fields_survive_copies() -> None:
+    config = TrainConfig("vmamba_nano", seed=0, data=DataConfig(seed=0))
+    for same in (config, copy.copy(config), copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert given_fields(same) == {"model", "seed", "data"}
+        assert given_fields(same.data) == {"seed"}
+    assert given_fields(replace(config, lr=1.0)) == {"model", "seed", "data", "lr"}
+    assert "given" not in config.to_dict()
 
 
 def test_broken_runs_are_named(finished: Any, tmp_path: Path) -> None:
@@ -362,8 +456,14 @@ def test_disk_full_is_an_output_error(tree: Path, tmp_path: Path, monkeypatch: p
     assert train(TrainConfig(resume=path)).epochs == 4
 
 
-def test_gradient_accumulation_is_one_large_batch(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """27 images: batches of 12, 12, 3 against 6+6, 6+6, 3; the last group is not full."""
+PLAIN = Augmentation((1.0, 1.0), (1.0, 1.0), 0.0, 0.0, "none", 0.0)
+
+
+@pytest.mark.parametrize(("whole", "part"), [(12, 6), (10, 5)], ids=["12,12,3", "10,10,7"])
+def test_gradient_accumulation_is_one_large_batch(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, whole: int, part: int
+) -> None:
+    """27 images: 12, 12, 3 against 6+6, 6+6, 3; 10, 10, 7 against 5+5, 5+5, 5+2: each image weighs the same."""
     norms: list[float] = []
     plain = FiniteGuard.see
 
@@ -373,19 +473,52 @@ def test_gradient_accumulation_is_one_large_batch(tree: Path, monkeypatch: pytes
         plain(guard, step, name, value)
 
     monkeypatch.setattr(FiniteGuard, "see", see)
-    for batch_size, accumulation in ((12, 1), (6, 2)):
+    for batch_size, accumulation in ((whole, 1), (part, 2)):
         config = tiny(
-            tree,
-            batch_size=batch_size,
-            grad_accumulation=accumulation,
-            augmentation=Augmentation((1.0, 1.0), (1.0, 1.0), 0.0, 0.0, "none", 0.0),
-            drop_path_rate=0.0,
+            tree, batch_size=batch_size, grad_accumulation=accumulation, augmentation=PLAIN, drop_path_rate=0.0
         ).resolved()
         with accelerator_for(config) as accelerator:
             trainer = Trainer(config, *config.learnt.load(config.data, {}), accelerator)
             trainer.train_epoch(0)
             assert trainer.updates == 3
     np.testing.assert_allclose(norms[:3], norms[3:], rtol=2e-3)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation", "updates"), [(13, 2, 2), (2, 4, 4), (26, 1, 2)])
+def test_a_last_batch_of_one_mixed_image_is_learnt_and_nothing_is_pending(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, accumulation: int, updates: int
+) -> None:
+    """27 images leave one over in each of these sizes; timm's Mixup wants pairs."""
+    config = tiny(tree, batch_size=batch_size, grad_accumulation=accumulation, mixup=0.8, cutmix=1.0).resolved()
+    learnt: list[int] = []
+    plain = CrossEntropy.loss
+
+    def loss(self: CrossEntropy, model: nn.Module, batch: Any) -> Any:
+        result = plain(self, model, batch)
+        assert len(batch[0]) == len(batch[1]) == len(batch[2]) == result.count
+        learnt.append(result.count)
+        return result
+
+    monkeypatch.setattr(CrossEntropy, "loss", loss)
+    with accelerator_for(config) as accelerator:
+        trainer = Trainer(config, *config.learnt.load(config.data, {}), accelerator)
+        for epoch in range(2):
+            learnt.clear()
+            trainer.train_epoch(epoch)
+            assert (sum(learnt), learnt[-1]) == (27, 1)
+            assert trainer.updates == (epoch + 1) * updates
+            assert all(p.grad is None or not p.grad.any() for p in trainer.model.parameters())
+
+
+def test_mixup_of_an_odd_number_leaves_one_as_it_is() -> None:
+    objective = CrossEntropy(replace(TrainConfig().resolved(), mixup=1.0, label_smoothing=0.0), 5)
+    images, targets = torch.randn(5, 1, 2, 2), torch.arange(5)
+    mixed, labels, shares = objective.prepare((images.clone(), targets))
+    torch.testing.assert_close(mixed[0], images[0])
+    torch.testing.assert_close(shares[0], torch.eye(5)[0])
+    torch.testing.assert_close(mixed[1:], torch.einsum("ij,jchw->ichw", shares, images)[1:])
+    torch.testing.assert_close(mixed.sum(0), images.sum(0))
+    assert torch.equal(labels, targets)
 
 
 def test_bf16_trains_and_fp16_is_refused_on_cpu(tree: Path, tmp_path: Path) -> None:
@@ -401,6 +534,36 @@ def test_loader_processes_and_no_moving_average(tree: Path, tmp_path: Path) -> N
     state = RunFolder(result.run_folder).read_state()["engine"]
     assert state["ema"] is None
     assert_equal(vmamba.read_weights(result.run_folder / "last.safetensors").state_dict, dict(state["model"]))
+
+
+def test_evaluation_leaves_no_process_and_no_loader(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(tree, num_workers=2, batch_size=2).resolved()
+    with accelerator_for(config) as accelerator:
+        task, subsets = config.learnt.load(config.data, {})
+        trainer = Trainer(config, task, subsets, accelerator)
+        loaders = list(accelerator._dataloaders)
+        plain = ScoreCounter.update
+        running: list[int] = []
+
+        def update(counter: ScoreCounter, seen: Any) -> None:
+            running.append(len(multiprocessing.active_children()))
+            plain(counter, seen)
+
+        monkeypatch.setattr(ScoreCounter, "update", update)
+        assert [trainer.evaluate(subsets.val).count for _ in range(2)] == [9, 9]
+        assert max(running) == 2
+        assert multiprocessing.active_children() == []
+        assert accelerator._dataloaders == loaders
+
+        def fail(counter: ScoreCounter, seen: Any) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(ScoreCounter, "update", fail)
+        with pytest.raises(ZeroDivisionError) as caught:
+            trainer.evaluate(subsets.val)
+        assert caught.tb  # it holds the frames, and with them the loader
+        assert multiprocessing.active_children() == []
+        assert accelerator._dataloaders == loaders
 
 
 # --- refused before anything is written
@@ -465,11 +628,12 @@ def test_default_folder_takes_the_next_free_name(tree: Path, tmp_path: Path, mon
 # --- what is said
 
 
-def test_one_line_an_epoch_where_there_is_no_terminal(finished: Any) -> None:
+def test_one_line_an_epoch_where_there_is_no_terminal(finished: Any, tree: Path) -> None:
     said = finished[3]
     lines = [line for line in said.splitlines() if line.startswith("epoch ")]
     assert len(lines) == 4
     assert all("loss" in line and "acc" in line and "img/s" in line and "ETA 0:" in line for line in lines)
+    assert said.splitlines()[0] == f"train vmamba_nano on folder in {tree}, 4 epochs, output to {finished[1]}"
     assert "27 train, 9 val, 9 test images, 3 classes" in said
     assert "test accuracy" in said
 

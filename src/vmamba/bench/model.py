@@ -77,7 +77,7 @@ class Grid:
         Raises:
             ConfigError: an unknown engine or dtype, or a size that is no number.
         """
-        return cls(engine, dtype, whole_numbers("size", size), whole_numbers("batch", batch))
+        return cls(engine, dtype, whole_numbers("image_size", size), whole_numbers("batch_size", batch))
 
 
 def run_bench_model(

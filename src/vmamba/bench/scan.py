@@ -51,16 +51,16 @@ class BenchScanConfig:
     """How to time scans.
 
     Attributes:
-        op: the operator.
-        backward: time forward plus backward, all gradients, instead of forward alone.
-        dtype: of the activations; parameters are float32.
+        op: The operator.
+        backward: Time forward plus backward, all gradients, instead of forward alone.
+        dtype: Of the activations; parameters are float32.
         device: auto, cpu, cuda, cuda:1, ...
         threads: torch's threads; without it as many as torch has by default.
-        rounds: timed turns of every candidate, at most.
-        seconds: no turn starts after so long, for each shape.
-        loop: whether the plain loop (the readable reference, one step at a time) is timed too.
-        baseline: candidate that ratios refer to; by default the first that was timed.
-        output: folder for scan.json and scan.png.
+        rounds: Timed turns of every candidate, at most.
+        seconds: No turn starts after so long, for each shape.
+        loop: Whether the plain loop (the readable reference, one step at a time) is timed too.
+        baseline: Candidate that ratios refer to; by default the first that was timed.
+        output: Folder for scan.json and scan.png.
     """
 
     op: Literal["selective_scan", "ss2d_scan"] = "selective_scan"

@@ -22,15 +22,15 @@ class BenchModelConfig:
     """How to time whole models.
 
     Attributes:
-        size: side of the images in pixels.
-        batch: images at once.
+        size: Side of the images in pixels.
+        batch: Images at once.
         device: auto, cpu, cuda, cuda:1, ...
         threads: torch's threads; without it as many as torch has by default.
-        rounds: timed turns of every candidate, at most.
-        seconds: no turn starts after so long.
-        baseline: candidate that ratios refer to; by default the first that was timed.
-        model_options: other fields of the model, such as {dims: [8, 16], depths: [1, 1]}.
-        output: folder for the JSON file and the picture.
+        rounds: Timed turns of every candidate, at most.
+        seconds: No turn starts after so long.
+        baseline: Candidate that ratios refer to; by default the first that was timed.
+        model_options: Other fields of the model, such as {dims: [8, 16], depths: [1, 1]}.
+        output: Folder for the JSON file and the picture.
     """
 
     size: int = 224

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from vmamba.cli.parsing import CommandParser
 
 
+#: The option that prints a command's configuration instead of running it.
+PRINT = "--print_config"
+
+
 @dataclass(frozen=True)
 class Command:
     """One word after ``vmamba``.
@@ -25,6 +29,9 @@ class Command:
         options: adds its options to a parser.
         run: does it, given the parsed options; returns the exit code.
         defaults: defaults that depend on other options: called with all that was parsed, and with what the user gave.
+        given: called with what the user gave, to which it may add; ``run`` then gets that alone, without defaults.
+        explain: for ``--print_config``, called as ``run`` is: the values that it would use, and by dotted name where
+            they come from; else what was parsed is printed.
         config_file: whether the options may come from a YAML file too.
     """
 
@@ -32,6 +39,8 @@ class Command:
     options: Callable[[CommandParser], None]
     run: Callable[[Namespace], int]
     defaults: Callable[[Namespace, Namespace], dict[str, Any]] | None = None
+    given: Callable[[Namespace], None] | None = None
+    explain: Callable[[Namespace], tuple[Mapping[str, Any], Mapping[str, str]]] | None = None
     config_file: bool = True
 
     def __call__(self, name: str, words: Sequence[str]) -> int:
@@ -40,7 +49,20 @@ class Command:
 
         parser = CommandParser(name, self.summary, self.config_file)
         self.options(parser)
-        return self.run(parser.parse(words, self.defaults))
+        words = parser.normalised(words)
+        if self.config_file and any(word.partition("=")[0] == PRINT for word in words):
+            print(self._printed(parser, words), end="")
+            return 0
+        return self.run(parser.parse(words, self.defaults, self.given))
+
+    def _printed(self, parser: CommandParser, words: Sequence[str]) -> str:
+        """The configuration as YAML, with a comment on where each value comes from."""
+        from vmamba.cli.printing import annotated
+
+        plain = [word for word in words if word.partition("=")[0] != PRINT]
+        if self.explain is not None:
+            return annotated(*self.explain(parser.parse(plain, self.defaults, self.given)))
+        return annotated(*parser.described(plain, self.defaults))
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from itertools import pairwise
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from vmamba.errors import ConfigError, nearest
+
+#: Earlier spellings of options, for commands that have the later one.
+SYNONYMS = {"size": "image_size", "batch": "batch_size"}
 
 
 class _Help(DefaultHelpFormatter):
@@ -45,7 +50,7 @@ class CommandParser(ArgumentParser):
         )
         if config_file:
             self.add_argument("--config", action="config", help="YAML file of any of these options; later ones win.")
-            self._describe("--print_config", "Print the configuration that results, as YAML, and exit.")
+            self._describe("--print_config", "Print what would be used and where it comes from, as YAML.")
 
     def add_group(self, config: type[Any], name: str | None = None, skip: set[str] | None = None) -> None:
         """Add an option for each field of a dataclass but those in ``skip``, under ``--name.`` if there is one."""
@@ -61,8 +66,27 @@ class CommandParser(ArgumentParser):
             if option in action.option_strings:
                 action.help = text
 
+    def normalised(self, words: Sequence[str]) -> list[str]:
+        """The words with each option in this parser's spelling: dashes are underscores, ``size`` is ``image_size``."""
+        known = {option for action in self._actions for option in action.option_strings}
+        kept = list(words)
+        for i, word in enumerate(kept):
+            if word == "--":
+                break
+            name, sign, value = word.partition("=")
+            if not name.startswith("--") or name in known:
+                continue
+            spelt = "--" + name[2:].replace("-", "_")
+            spelt = f"--{SYNONYMS.get(spelt[2:], spelt[2:])}"
+            if spelt in known or spelt.split(".")[0] in known:  # --model_options.NAME is one of model_options
+                kept[i] = f"{spelt}{sign}{value}"
+        return kept
+
     def parse(
-        self, words: Sequence[str], defaults: Callable[[Namespace, Namespace], dict[str, Any]] | None = None
+        self,
+        words: Sequence[str],
+        defaults: Callable[[Namespace, Namespace], dict[str, Any]] | None = None,
+        given: Callable[[Namespace], None] | None = None,
     ) -> Namespace:
         """Parse ``words`` and build the dataclasses among the options.
 
@@ -70,19 +94,60 @@ class CommandParser(ArgumentParser):
             words: the command line after the command's name.
             defaults: called with what was parsed and with the part of it that the user gave; returns defaults
                 that depend on it.
+            given: called with what the user gave, to which it may add; the result then holds that alone.
 
         Raises:
             ConfigError: an option, value or file that cannot be used.
         """
         self.usage = self._short_usage()
         self._files = _option_values(words, "--config")
-        try:
+        with self._mistakes():
             values = self.parse_args(words)
             if defaults is not None:
                 self.set_defaults(defaults(values, self.parse_args(words, defaults=False)))
                 values = self.parse_args(words)
+            if given is not None:
+                values = self.parse_args(words, defaults=False)
+                given(values)
             built: Namespace = self.instantiate(values)
             return built
+
+    def described(
+        self, words: Sequence[str], defaults: Callable[[Namespace, Namespace], dict[str, Any]] | None
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """The plain values that ``words`` make, and by dotted name where each comes from; what is required may lack.
+
+        Raises:
+            ConfigError: as `parse`.
+        """
+        self._files = _option_values(words, "--config")
+        origins: dict[str, str] = {}
+        with self._mistakes():
+            if defaults is not None and all(action.dest in self._printed(words, False) for action in self._needed()):
+                own = defaults(self.parse_args(words), self.parse_args(words, defaults=False))
+                self.set_defaults(own)
+                origins = dict.fromkeys(own, "the run's own")
+            values, given = self._printed(words), self._printed(words, False)
+        return values, origins | dict.fromkeys(_dotted(given), "given")
+
+    def _needed(self) -> list[argparse.Action]:
+        return [action for action in self._actions if action.required]
+
+    def _printed(self, words: Sequence[str], defaults: bool = True) -> dict[str, Any]:
+        """What jsonargparse prints as the configuration, which may lack what is required."""
+        import yaml
+
+        text = io.StringIO()
+        with redirect_stdout(text), suppress(SystemExit):
+            self.parse_args([*words, "--print_config"], defaults=defaults)
+        values: dict[str, Any] = yaml.safe_load(text.getvalue()) or {}
+        return values if defaults else {name: value for name, value in values.items() if value is not None}
+
+    @contextmanager
+    def _mistakes(self) -> Iterator[None]:
+        """Turn what the parser raises into `ConfigError`."""
+        try:
+            yield
         except (ArgumentError, argparse.ArgumentError) as error:
             raise ConfigError(self._readable(str(error))) from error
         except UnicodeDecodeError as error:
@@ -136,9 +201,16 @@ class CommandParser(ArgumentParser):
         return action.metavar if isinstance(action.metavar, str) else dest.upper()
 
 
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        yield prefix + name
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{name}.")
+
+
 def _positional(action: argparse.Action) -> str:
     word = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
-    return {"+": f"{word} [{word} ...]", "?": f"[{word}]"}.get(str(action.nargs), word)
+    return {"+": f"{word} [{word} ...]", "*": f"[{word} ...]", "?": f"[{word}]"}.get(str(action.nargs), word)
 
 
 def _option_values(words: Sequence[str], option: str) -> list[str]:

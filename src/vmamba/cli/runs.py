@@ -31,6 +31,16 @@ def _train_options(parser: CommandParser) -> None:
     parser.add_group(TrainConfig)
 
 
+def _train_given(given: Namespace) -> None:
+    """Other images of a run to go on with are of its data set."""
+    from vmamba.tasks.run_files import trained_on
+
+    if given.get("resume") is not None and "data" in given and "data.dataset" not in given:
+        own = trained_on(given.resume)
+        if own is not None:
+            given["data.dataset"] = own.dataset
+
+
 def _train(values: Namespace) -> int:
     from vmamba.train.config import TrainConfig
     from vmamba.train.run import train
@@ -39,11 +49,18 @@ def _train(values: Namespace) -> int:
     return 0
 
 
+def _train_explain(values: Namespace) -> tuple[dict[str, Any], dict[str, str]]:
+    from vmamba.train.config import TrainConfig
+    from vmamba.train.origins import explained
+
+    return explained(build(TrainConfig, values))
+
+
 def _eval_options(parser: CommandParser) -> None:
     from vmamba.data import DataConfig
     from vmamba.evaluate.measure import EvaluateConfig
 
-    add_paths(parser, "weights", "RUN_OR_FILE", "Run folder (its best weights), a run's weight file, or an ONNX file.")
+    add_paths(parser, "weights", "RUN_OR_FILE", "Run folder, weight file, ONNX file, or a model's name.")
     parser.add_group(EvaluateConfig, skip={"weights", "data"})
     # Size and channels are what the weights were trained with.
     parser.add_group(DataConfig, "data", skip={"image_size", "in_chans"})
@@ -51,19 +68,22 @@ def _eval_options(parser: CommandParser) -> None:
 
 def _eval_defaults(values: Namespace, given: Namespace) -> dict[str, Any]:
     """The run's own images, for what the user did not give. Another data set does not lie where the run's does."""
+    from vmamba.tasks.released import is_released_name
     from vmamba.tasks.run_files import trained_on, unknown_images
     from vmamba.tasks.trained import open_trained
 
-    own = trained_on(values.weights)
+    own = trained_on(values.weights) if values.weights.exists() else None
     if own is not None:
         kept = {f"data.{name}": value for name, value in vars(own).items() if name in vars(values.data)}
         if given.get("data.dataset", own.dataset) != own.dataset:
             del kept["data.data_dir"]
         return kept
     if "data" not in given:
-        open_trained(values.weights, "auto")  # a file that is missing or broken is the worse news
+        if not is_released_name(values.weights):
+            open_trained(values.weights, "auto")  # a file that is missing or broken is the worse news
         raise unknown_images(values.weights)
-    return {}
+    # A directory alone means a tree of class folders.
+    return {"data.dataset": "folder"} if given.get("data.data_dir") is not None else {}
 
 
 def _eval(values: Namespace) -> int:
@@ -94,18 +114,22 @@ def _export_options(parser: CommandParser) -> None:
     from vmamba.export.exporter import ExportConfig
 
     parser.add_argument("source", metavar="RUN_OR_NAME", help="Run folder, weight file, or a model's name.")
-    parser.add_group(ExportConfig, skip={"source"})
+    axes = "Axes of the images that may have any size: batch, height, width; once or more, or with commas. The others "
+    axes += "have the size of the model's images, and batch 1."
+    parser.add_argument("--dynamic", type=str, action="append", metavar="AXIS", help=axes)
+    parser.add_group(ExportConfig, skip={"source", "dynamic"})
 
 
 def _export(values: Namespace) -> int:
     from vmamba.export.exporter import ExportConfig, export
 
+    values.dynamic = ",".join(values.dynamic or ())
     export(build(ExportConfig, values), console())
     return 0
 
 
 DEMO = Command("Train a small model on digits, measure it, predict; a few minutes.", _demo_options, _demo)
-TRAIN = Command("Train a model.", _train_options, _train)
+TRAIN = Command("Train a model.", _train_options, _train, given=_train_given, explain=_train_explain)
 EVAL = Command("Measure trained weights on labelled images.", _eval_options, _eval, _eval_defaults)
 PREDICT = Command("Classify image files with trained weights.", _predict_options, _predict)
 EXPORT = Command("Export a model to ONNX, OpenVINO or PyTorch files.", _export_options, _export, config_file=False)

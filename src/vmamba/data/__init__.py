@@ -1,7 +1,7 @@
 """Data sets and their preprocessing. Nothing here is imported by ``import vmamba``; heavy libraries load when used."""
 
 from vmamba.data.config import DATASETS, DataConfig
-from vmamba.data.imagenet import imagenet_class_names
+from vmamba.data.imagenet import imagenet_class_ids, imagenet_class_names
 from vmamba.data.images import IMAGE_SUFFIXES, read_image
 from vmamba.data.loading import load_splits
 from vmamba.data.preprocessing import NO_AUGMENTATION, Augmentation, Preprocessing
@@ -19,6 +19,7 @@ __all__ = [
     "Preprocessing",
     "Splits",
     "TransformedImages",
+    "imagenet_class_ids",
     "imagenet_class_names",
     "load_splits",
     "read_image",

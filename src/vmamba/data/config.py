@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from vmamba.data.images import mode_of
 from vmamba.data.preprocessing import Augmentation, Preprocessing
 from vmamba.errors import ConfigError, nearest
+from vmamba.given import remembers_given
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ DATASETS: Mapping[str, DatasetDefaults] = {
 }
 
 
+@remembers_given
 @dataclass(frozen=True)
 class DataConfig:
     """Which images to use and how to read them.
@@ -92,6 +94,7 @@ class DataConfig:
             it is met.
     """
 
+    given: InitVar[frozenset[str] | None] = field(default=None, kw_only=True)
     dataset: str = "digits"
     data_dir: Path | None = None
     image_size: int | None = None
@@ -101,7 +104,7 @@ class DataConfig:
     unreadable: Literal["stop", "skip"] = "stop"
     verify: bool = True
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, given: frozenset[str] | None) -> None:
         if self.dataset not in DATASETS:
             if Path(self.dataset).is_dir():
                 hint = f'; for a directory give dataset="folder" and data_dir="{self.dataset}"'

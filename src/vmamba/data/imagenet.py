@@ -1,4 +1,4 @@
-"""The names of ImageNet-1K's classes."""
+"""ImageNet-1K's classes: their names, and the WordNet ids that its folders are called by."""
 
 from __future__ import annotations
 
@@ -15,3 +15,11 @@ def imagenet_class_names() -> tuple[str, ...]:
     from timm.data.imagenet_info import ImageNetInfo
 
     return tuple(ImageNetInfo("imagenet-1k").label_descriptions())
+
+
+@lru_cache(maxsize=1)
+def imagenet_class_ids() -> tuple[str, ...]:
+    """The classes' WordNet ids, such as ``"n01440764"``, in the order of every model's logits, which is sorted."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    return tuple(ImageNetInfo("imagenet-1k").label_names())  # type: ignore[no-untyped-call]

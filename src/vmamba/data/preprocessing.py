@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import InitVar, asdict, dataclass, field, fields
 from typing import Any
 
 from PIL import Image
@@ -11,12 +11,14 @@ from torch import Tensor
 
 from vmamba.data.images import convert, mode_of
 from vmamba.errors import ConfigError, nearest
+from vmamba.given import remembers_given
 
 ImageTransform = Callable[[Image.Image], Tensor]
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 
 
+@remembers_given
 @dataclass(frozen=True)
 class Augmentation:
     """Random changes to training images, by timm's transforms. None stands for the data set's own default.
@@ -31,6 +33,7 @@ class Augmentation:
         random_erasing: Probability that a random rectangle is replaced by noise.
     """
 
+    given: InitVar[frozenset[str] | None] = field(default=None, kw_only=True)
     crop_scale: tuple[float, float] | None = None
     crop_ratio: tuple[float, float] | None = None
     hflip: float | None = None
@@ -38,7 +41,7 @@ class Augmentation:
     auto_augment: str | None = None
     random_erasing: float | None = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, given: frozenset[str] | None) -> None:
         for name in ("hflip", "random_erasing"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from vmamba.data import DataConfig
 from vmamba.errors import ConfigError, DataError
 from vmamba.evaluate.pictures import save_figure
 from vmamba.output import check_writable_file, check_writable_folder, write_json
-from vmamba.tasks.protocol import Measurement
+from vmamba.tasks.protocol import Measurement, Subsets
 from vmamba.tasks.run_files import trained_on, unknown_images
 from vmamba.tasks.trained import Trained, open_trained
 
@@ -29,9 +29,11 @@ class EvaluateConfig:
     """What to measure.
 
     Attributes:
-        weights: Run folder (its best weights), a weight file that a run wrote, or an ONNX file of `vmamba export`.
+        weights: Run folder (its best weights), a weight file that a run wrote, an ONNX file of `vmamba export`, or a
+            model's name or upstream's own file for released weights.
         data: The images; by default those that the run was trained on.
-        split: The part of them to measure on.
+        split: The part of them to measure on; by default test. For released weights, which have seen none of a folder,
+            by default test or else val of train/ val/ test/, and all of a folder that is not so divided.
         batch_size: Images in one forward pass.
         num_workers: Processes that load images; 0 = none.
         device: auto, cpu, cuda, mps or xpu.
@@ -42,7 +44,7 @@ class EvaluateConfig:
 
     weights: Path
     data: DataConfig | None = None
-    split: Literal["train", "val", "test"] = "test"
+    split: Literal["train", "val", "test", "all"] | None = None
     batch_size: int = 64
     num_workers: int = 0
     device: str = "auto"
@@ -89,21 +91,24 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> Evaluati
     if config.pictures is not None:
         check_writable_folder(config.pictures)
     trained, device = open_trained(config.weights, config.device)
-    data = config.data or trained_on(config.weights)
+    data = config.data or (trained_on(config.weights) if config.weights.exists() else None)
     if data is None:
         raise unknown_images(config.weights)
-    samples = getattr(trained.task.reload(data, trained.weights_path), config.split)
-    if samples is None:
-        raise DataError(f"the data set has no {config.split} split; choose another with split=val or split=train")
+    subsets = trained.task.reload(data, trained.weights_path)
+    split = config.split or _default_split(trained, data, subsets)
+    parts = [getattr(subsets, name) for name in (("train", "val", "test") if split == "all" else (split,))]
+    if split != "all" and parts[0] is None:
+        raise DataError(f"the data set has no {split} split; choose another with split=val or split=train")
+    samples: Dataset[Any] = ConcatDataset([trained.task.dataset(part) for part in parts if part is not None])
 
     started = time.perf_counter()
-    scores = measure(trained, trained.task.dataset(samples), device, config.batch_size, config.num_workers)
+    scores = measure(trained, samples, device, config.batch_size, config.num_workers)
     seconds = time.perf_counter() - started
     evaluation = Evaluation(
         weights=str(trained.weights_path),
         model=trained.name,
         dataset=data.dataset if data.data_dir is None else f"{data.dataset} {data.data_dir}",
-        split=config.split,
+        split=split,
         device=str(device),
         images_per_second=round(scores.count / seconds, 1),
         scores=scores,
@@ -114,6 +119,14 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> Evaluati
         for path in written:
             console.print(f"wrote {path}", soft_wrap=True, markup=False)
     return evaluation
+
+
+def _default_split(trained: Trained, data: DataConfig, subsets: Subsets) -> Literal["val", "test", "all"]:
+    if not trained.released or data.data_dir is None:
+        return "test"
+    if not (data.data_dir / "train").is_dir():
+        return "all"
+    return "val" if subsets.test is None else "test"
 
 
 def measure(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 
 from vmamba.data import IMAGE_SUFFIXES
 from vmamba.errors import ConfigError, DataError
+from vmamba.evaluate.features import watch_head, write_features
 from vmamba.evaluate.measure import to_device
 from vmamba.evaluate.pictures import save_figure
 from vmamba.output import check_writable_file, check_writable_folder, create_folder, write_json
@@ -31,10 +34,12 @@ class PredictConfig:
 
     Attributes:
         paths: Image files, and folders that are searched through and through.
-        weights: Run folder (its best weights), a weight file that a run wrote, or an ONNX file of `vmamba export`.
+        weights: Run folder (its best weights), a weight file that a run wrote, an ONNX file of `vmamba export`, or a
+            model's name or upstream's own file for released weights.
         topk: Classes shown for each image, likeliest first.
         output: Folder for contact_sheet.png and predictions.json.
         json: Another file for the JSON.
+        features: An .npz file for what the model's head sees of each image: float32 features (N, c), names (N,).
         sheet: Most images on the contact sheet; 0 = no sheet.
         truth: What tells an image's true class, so that wrong answers can be marked: none, or folder = the name of the
             folder it lies in.
@@ -48,6 +53,7 @@ class PredictConfig:
     topk: int = 5
     output: Path = Path("predictions")
     json: Path | None = None
+    features: Path | None = None
     sheet: int = 60
     truth: Literal["none", "folder"] = "none"
     unreadable: Literal["stop", "skip"] = "stop"
@@ -60,6 +66,17 @@ class PredictConfig:
                 raise ConfigError(f"{name}={getattr(self, name)}: want a whole number, {least} or more")
         if not self.paths:
             raise ConfigError("no image or folder given")
+        if self.features is not None:
+            if self.features.suffix != ".npz":
+                raise ConfigError(
+                    f"features={self.features}: give a name that ends in .npz, the format that holds the images' names "
+                    "beside their features"
+                )
+            if self.weights.suffix.lower() == ".onnx" and not self.weights.is_dir():
+                raise ConfigError(
+                    f"features={self.features}: {self.weights} is an ONNX file, which gives a model's last output "
+                    "alone; give the run's folder or a weight file"
+                )
 
 
 def predict(config: PredictConfig, console: Console | None = None) -> list[Answer]:
@@ -71,21 +88,26 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[Answe
         OutputError: a place cannot be written; noticed before anything is computed.
     """
     check_writable_folder(config.output)
-    if config.json is not None:
-        check_writable_file(config.json)
+    for place in (config.json, config.features):
+        if place is not None:
+            check_writable_file(place)
     trained, device = open_trained(config.weights, config.device)
     files = find_images(config.paths)
 
     task, model = trained.task, trained.model.to(device)
     skipped: list[DataError] = []
     answers: list[Answer] = []
-    with torch.inference_mode():
+    seen: list[Tensor] = []
+    with torch.inference_mode(), watch_head(trained, seen) if config.features else nullcontext():
         for paths, inputs in _batches(files, trained, config, skipped):
             answers += task.answers(model(to_device(inputs, device)), paths, config)
     if not answers:
         raise DataError(f"none of the {len(files)} images can be read; the first: {skipped[0]}")
 
     written = _write(config, answers, trained, skipped)
+    if config.features is not None:
+        write_features(config.features, seen, [answer.path for answer in answers])
+        written.append(config.features)
     if console is not None:
         task.print_answers(answers, console)
         for error in skipped:

@@ -155,8 +155,8 @@ class BatchLoss:
 class Objective(Protocol):
     """What training minimises; made anew for each process of a run."""
 
-    def prepare(self, batch: Any) -> Any | None:
-        """Change a batch on the model's device before the model sees it, as Mixup does; None leaves it out."""
+    def prepare(self, batch: Any) -> Any:
+        """Change a batch on the model's device before the model sees it, as Mixup does."""
 
     def loss(self, model: nn.Module, batch: Any) -> BatchLoss:
         """Run the model, in training mode, on a prepared batch."""

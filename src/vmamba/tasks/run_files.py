@@ -78,6 +78,10 @@ def trained_on(weights: Path) -> DataConfig | None:
 
 def unknown_images(weights: Path) -> ConfigError:
     """The error for weights outside of a run where no images were named."""
+    if not weights.exists():
+        return ConfigError(
+            f"{weights} comes without images: name some with data.data_dir, such as ImageNet's val folder"
+        )
     return ConfigError(
         f"{weights} does not lie in a run's folder, so the images it was trained on are not known: "
         "name some with data.dataset and data.data_dir"

@@ -13,8 +13,10 @@ from vmamba.data import Preprocessing
 from vmamba.device import pick_device
 from vmamba.errors import CheckpointError, ConfigError
 from vmamba.inference.onnx_model import open_onnx
+from vmamba.models import VSSM
 from vmamba.tasks.protocol import Task
 from vmamba.tasks.registry import DEFAULT, TASKS
+from vmamba.tasks.released import released_task, weights_of_name
 from vmamba.tasks.run_files import RunFiles
 from vmamba.version import __version__
 from vmamba.weights import load_weights, read_weights, save_weights
@@ -32,12 +34,14 @@ class Trained:
         task: what it was trained for.
         weights_path: the file.
         name: the model's.
+        released: whether these are upstream's weights for ImageNet, not a run's.
     """
 
     model: nn.Module
     task: Task
     weights_path: Path
     name: str
+    released: bool = False
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -62,21 +66,28 @@ def save_trained(path: Path, state_dict: Mapping[str, Tensor], metadata: Mapping
 
 
 def load_trained(path: str | Path) -> Trained:
-    """Load a trained model from a run's folder (its best weights) or from one weight file that a run wrote.
+    """Load a trained model from a run's folder (its best weights), a weight file that a run wrote, upstream's released
+    weights by a model's name, which are fetched, or a file of theirs.
 
     Raises:
         CheckpointError: there is no such file, it is broken, or it lacks the description that a run writes into it.
     """
     path = Path(path)
-    weights = RunFiles(path).weights if path.is_dir() else path
+    weights = RunFiles(path).weights if path.is_dir() else weights_of_name(path)
     if path.is_dir() and not weights.is_file():
         raise CheckpointError(f"{path} holds neither best.safetensors nor last.safetensors; is it a run's folder?")
     file = read_weights(weights)
+    if file.metadata.get("format") != FORMAT and (known := released_task(file, weights)) is not None:
+        imagenet, found = known
+        bare = VSSM(found.config)
+        load_weights(bare, file.state_dict, source=str(weights))
+        return Trained(bare.eval(), imagenet, weights, str(found.name), released=True)
     kind = _task_type(file.metadata, weights)
     if missing := _missing(file.metadata, ("model", "config", *kind.described_by)):
         raise CheckpointError(
             f"{weights} does not say which {_listed(('model', *kind.described_by))} it belongs to (missing: {missing}"
-            "); only files written by `vmamba train` do. vmamba.create_model and vmamba.load_weights load bare weights"
+            "); only files written by `vmamba train` and upstream's released ones do. "
+            "vmamba.create_model and vmamba.load_weights load bare weights"
         )
     try:
         task = kind.from_metadata(file.metadata)
@@ -109,7 +120,7 @@ def load_onnx(path: Path) -> Trained:
 
 
 def open_trained(path: Path, device: str) -> tuple[Trained, torch.device]:
-    """Load a run's folder, a run's weight file, or an ONNX file of `vmamba export`; pick where it computes.
+    """Load what `load_trained` loads, or an ONNX file of `vmamba export`; pick where it computes.
 
     Raises:
         CheckpointError: there is no such file, it is broken, or it does not say what it was trained for.

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 
-from vmamba.errors import ConfigError
+from vmamba.errors import ConfigError, VMambaError
 from vmamba.train.config import TrainConfig
+
+Made = TypeVar("Made")
+
+#: How long processes wait for each other: the main one may be decoding a million images to verify them.
+PATIENCE = timedelta(hours=6)
 
 
 @contextmanager
@@ -31,8 +37,32 @@ def accelerator_for(config: TrainConfig) -> Iterator[Any]:
             GradientState._reset_state()
 
 
+def from_main(accelerator: Any, make: Callable[[], Made]) -> Made:
+    """What ``make`` returns in the main process, in every process: only that one calls it, and the others wait.
+
+    For what is slow or fetched from afar: data are downloaded and verified once. What it returns is pickled. A mistake
+    that it raises is raised in every process, so that none waits for ever.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    if accelerator.num_processes == 1:
+        return make()
+    made: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            made[0] = make()
+        except VMambaError as error:
+            made[1] = error
+    value, mistake = broadcast_object_list(made)
+    if mistake is not None:
+        raise mistake
+    result: Made = value
+    return result
+
+
 def _make_accelerator(config: TrainConfig) -> Any:
     from accelerate import Accelerator, DataLoaderConfiguration
+    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
     wanted = config.device
     if wanted not in ("auto", "cpu") and not getattr(torch, wanted).is_available():
@@ -41,8 +71,10 @@ def _make_accelerator(config: TrainConfig) -> Any:
         accelerator = Accelerator(
             cpu=wanted == "cpu",
             mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.grad_accumulation,
+            # The trainer accumulates gradients itself; given so that no environment variable says otherwise.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             step_scheduler_with_optimizer=False,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=False),
         )
     except ValueError as error:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import InitVar, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from vmamba.data import Augmentation, DataConfig
 from vmamba.errors import ConfigError
+from vmamba.given import remembers_given
 from vmamba.tasks.protocol import Task
 from vmamba.tasks.registry import DEFAULT, task_type
 from vmamba.train.recipe import Recipe, recipe_for
 
 
+@remembers_given
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train; where nothing is given, what suits the data set.
@@ -51,7 +53,7 @@ class TrainConfig:
         num_workers: Processes that load images; 0 = none.
         select_by: What makes an epoch the best on the validation images, for classification the highest accuracy or the
             lowest loss.
-        save_every: Epochs between two saves of the training state.
+        save_every: Epochs between two saves of the training state and of the weights.
         selective_scan_backend: The scan's implementation; the fastest that runs by default.
         output: Folder of the run; by default a new one under runs/.
         resume: Folder of a run to go on with. Fields left out are that run's; epochs may be changed, and with it the
@@ -60,6 +62,7 @@ class TrainConfig:
         task_options: Options that the task alone has; classification has none.
     """
 
+    given: InitVar[frozenset[str] | None] = field(default=None, kw_only=True)
     model: str = "vmamba_nano"
     model_options: dict[str, Any] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
@@ -94,7 +97,7 @@ class TrainConfig:
     task: str = DEFAULT
     task_options: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, given: frozenset[str] | None) -> None:
         for name in ("epochs", "batch_size", "grad_accumulation", "save_every"):
             self._want(name, "a whole number, 1 or more", lambda v: v >= 1)
         for name in ("warmup_epochs", "num_workers", "seed", "reset_stages", "freeze_stages", "head_only_epochs"):

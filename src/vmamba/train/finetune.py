@@ -17,21 +17,12 @@ from vmamba.weights import fetch_official, read_weights
 _STEM = ("patch_embed.", "pos_embed")
 
 
-def load_init(model: nn.Module, init: str, task: Task, reset_stages: int = 0) -> None:
-    """Load the weights that ``init`` names: a model whose released weights are fetched, a run folder, or a file.
-
-    What of them is of use, and fits, the task decides (`Task.adapt`). The deepest ``reset_stages`` stages and all that
-    comes after them must fit too, but keep the model's fresh weights: the deepest features are the most bound to what
-    they were learned for (arXiv 1411.1792).
+def init_file(init: str) -> Path:
+    """The file that ``init`` names: a model's released weights, which are fetched, a run folder's best, or itself.
 
     Raises:
-        CheckpointError: neither a model's name nor a file; or weights that cannot be had or do not fit.
-        ConfigError: the model has fewer stages.
+        CheckpointError: neither a model's name nor a file; or weights that cannot be had.
     """
-    trunk = task.parts(model).trunk
-    stages = len(trunk.layers)
-    if reset_stages > stages:
-        raise ConfigError(f"reset_stages={reset_stages}, but the model has {stages} stages; give 0 to {stages}")
     path = Path(init)
     if path.is_dir():
         path = RunFiles(path).best
@@ -42,6 +33,25 @@ def load_init(model: nn.Module, init: str, task: Task, reset_stages: int = 0) ->
             f"init={init!r} is neither a run folder, a weight file nor a model with released weights"
             f"{nearest(init, VARIANTS)}; `vmamba weights list` shows those"
         )
+    return path
+
+
+def load_init(model: nn.Module, init: str, task: Task, reset_stages: int = 0) -> None:
+    """Load the weights that ``init`` names, see `init_file`.
+
+    What of them is of use, and fits, the task decides (`Task.adapt`). The deepest ``reset_stages`` stages and all that
+    comes after them must fit too, but keep the model's fresh weights: the deepest features are the most bound to what
+    they were learned for (arXiv 1411.1792).
+
+    Raises:
+        CheckpointError: as `init_file`, or the weights do not fit.
+        ConfigError: the model has fewer stages.
+    """
+    trunk = task.parts(model).trunk
+    stages = len(trunk.layers)
+    if reset_stages > stages:
+        raise ConfigError(f"reset_stages={reset_stages}, but the model has {stages} stages; give 0 to {stages}")
+    path = init_file(init)
     adapted = task.adapt(model, read_weights(path), str(path))
     if reset_stages:
         prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is trunk)

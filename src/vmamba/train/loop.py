@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vmamba.errors import ConfigError
 from vmamba.tasks.protocol import Measurement, Subsets, Task
+from vmamba.train.accelerator import from_main
 from vmamba.train.config import TrainConfig
-from vmamba.train.finetune import freeze_stages, hold_still, load_init, train_head_only
+from vmamba.train.finetune import freeze_stages, hold_still, init_file, load_init, train_head_only
 from vmamba.train.guard import FiniteGuard
 from vmamba.train.optimizer import make_optimizer, make_scheduler
 from vmamba.train.rng import restore_rng_state, rng_state, seed_everything
@@ -58,7 +60,7 @@ class Trainer:
             raise ConfigError("head_only_epochs needs a single process; leave it out or start one process")
         model = task.build(config)
         if config.init is not None and config.resume is None:  # a resumed run has its own weights
-            load_init(model, config.init, task, config.reset_stages)
+            load_init(model, self._init_file(config.init), task, config.reset_stages)
         self.parts = task.parts(model)
         freeze_stages(self.parts, config.freeze_stages)
         model = model.to(accelerator.device)
@@ -77,6 +79,12 @@ class Trainer:
         self.updates = 0
         self.objective = task.objective(config)
         task.check(self.measured_model.eval(), config.model)
+
+    def _init_file(self, init: str) -> str:
+        """The file of ``init``, fetched and verified by one process; another machine has a cache of its own."""
+        path = from_main(self.accelerator, lambda: init_file(init))
+        with self.accelerator.local_main_process_first():
+            return str(path if path.exists() else init_file(init))
 
     def _loader(self, samples: Dataset[Any], sampler: Sampler[int] | None) -> DataLoader[Any]:
         workers = self.config.num_workers or 0
@@ -111,21 +119,22 @@ class Trainer:
         sums = _RunningSums([metric.name for metric in self.task.running], accelerator.device)
         guard = FiniteGuard(epoch, every=1 if accelerator.device.type == "cpu" else 20)
         started = time.perf_counter()
+        group = _UpdateGroup(config, self.steps_per_epoch)
         for step, loaded in enumerate(self.train_loader):
             batch = self.objective.prepare(loaded)
-            if batch is None:
-                continue
-            with accelerator.accumulate(self.model):
+            update = group.ends(step)
+            with nullcontext() if update else accelerator.no_sync(self.model):
                 result = self.objective.loss(self.model, batch)
                 guard.see(step, "loss", result.loss.detach())
-                accelerator.backward(result.loss * self._group_scale(step))
-                if accelerator.sync_gradients and config.clip_grad:
+                accelerator.backward(group.share(result.loss, result.count))
+            if update:
+                group.finish(self.model.parameters(), accelerator)
+                if config.clip_grad:
                     norm = accelerator.clip_grad_norm_(self.model.parameters(), config.clip_grad)
                     if accelerator.scaler is None:  # a loss scaler deals with overflow itself
                         guard.see(step, "gradient norm", norm.detach())
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            if accelerator.sync_gradients:
                 self.updates += 1
                 self.scheduler.step_update(self.updates)
                 if self.ema is not None:
@@ -141,25 +150,33 @@ class Trainer:
         lr = max(group["lr"] for group in self.optimizer.param_groups)  # the head's, under layer decay
         return TrainedEpoch(figures, lr, count / seconds)
 
-    def _group_scale(self, step: int) -> float:
-        """Accelerate divides each loss by the size of a full group; the epoch's last group may be smaller."""
-        size = self.config.grad_accumulation
-        first = step - step % size
-        return size / min(size, self.steps_per_epoch - first)
-
     def evaluate(self, samples: Any, model: nn.Module | None = None) -> Measurement:
         """Measure ``model`` (by default the weights that are saved) on every sample of a subset once."""
         accelerator = self.accelerator
         model = model or self.measured_model
         model.eval()
-        loader = accelerator.prepare_data_loader(self._loader(self.task.dataset(samples), None))
         meter = self.task.meter()
-        with torch.inference_mode(), accelerator.autocast():
+        with self._evaluation_loader(samples) as loader, torch.inference_mode(), accelerator.autocast():
             for batch in loader:
                 seen = meter.observe(model(self.task.inputs(batch)), batch)
                 # One object a sample, not tensors that can be laid end to end.
                 meter.update(accelerator.gather_for_metrics(seen, use_gather_object=isinstance(seen, list)))
         return meter.measurement()
+
+    @contextmanager
+    def _evaluation_loader(self, samples: Any) -> Iterator[Any]:
+        """A loader for one pass, of which nothing is left afterwards: no process, no entry in accelerate's lists."""
+        known = self.accelerator._dataloaders  # else it keeps every loader, with its samples, until the run ends
+        before = list(known)
+        batches = None
+        try:
+            loader = self.accelerator.prepare_data_loader(self._loader(self.task.dataset(samples), None))
+            batches = iter(loader)
+            yield batches
+        finally:
+            if batches is not None:
+                batches.close()  # ends its processes, also when the pass was broken off
+            known[:] = before
 
     @property
     def measured_model(self) -> nn.Module:
@@ -197,6 +214,40 @@ class Trainer:
         self.updates = state["updates"]
         self.scheduler.step_update(self.updates)
         restore_rng_state(state["rng"][self.accelerator.process_index])
+
+
+class _UpdateGroup:
+    """The batches between two updates of the weights: the gradient is the mean over their samples.
+
+    The last batch of an epoch ends a group however few there are, and each sample weighs the same in a group whose
+    last batch is smaller.
+    """
+
+    def __init__(self, config: TrainConfig, steps: int) -> None:
+        self.size = config.grad_accumulation
+        self.full = self.size * (config.batch_size or 1)  # samples
+        self.steps = steps
+        self.seen = 0
+
+    def ends(self, step: int) -> bool:
+        """Whether the weights are updated after this step of the epoch, counted from 0."""
+        return (step + 1) % self.size == 0 or step + 1 == self.steps
+
+    def share(self, loss: Tensor, count: int) -> Tensor:
+        """What a batch's mean loss adds to the mean over a full group. Scaling first keeps fp16 in its range."""
+        self.seen += count
+        return loss if count == self.full else loss * (count / self.full)
+
+    def finish(self, parameters: Iterable[Tensor], accelerator: Any) -> None:
+        """Turn the gradient into the mean over the samples that there were, and begin anew."""
+        seen, self.seen = self.seen, 0
+        if accelerator.num_processes > 1:  # whose gradients have been averaged
+            counts = torch.tensor(float(seen), device=accelerator.device)
+            seen = accelerator.reduce(counts, "mean").item()
+        if seen not in (0, self.full):
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad *= self.full / seen
 
 
 class _RunningSums:

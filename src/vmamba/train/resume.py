@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vmamba.errors import ConfigError, DataError
+from vmamba.given import given_fields
 from vmamba.train.config import TrainConfig
 from vmamba.train.run_folder import RunFolder, config_from_dict
 
@@ -16,7 +17,9 @@ FREE = ("epochs", "device", "num_workers", "save_every", "selective_scan_backend
 
 
 def resumed_config(given: TrainConfig) -> TrainConfig:
-    """The resolved configuration to go on with: the stored run's, and the free fields that ``given`` sets.
+    """The resolved configuration to go on with: the stored run's, and the free fields that ``given`` names.
+
+    A field counts as given if the caller named it, whether or not its value is the default; None counts as left out.
 
     Raises:
         ConfigError: ``given`` sets another field to something else than the run had; names each with both values.
@@ -26,17 +29,16 @@ def resumed_config(given: TrainConfig) -> TrainConfig:
         raise ConfigError(
             f"resume={given.resume} and output={given.output}: a run goes on in its own folder; leave output out"
         )
-    stored = RunFolder(given.resume).read_config()
-    flat_given, flat_stored, flat_default = (_flat(c.to_dict()) for c in (given, stored, _defaults_like(given)))
-    merged = dict(flat_stored)
+    stored = flat(RunFolder(given.resume).read_config().to_dict())
+    merged = dict(stored)
     differing: list[str] = []
-    for name, value in flat_given.items():
-        if name in ("output", "resume") or value == flat_default.get(name) or value == flat_stored.get(name):
+    for name, value in given_values(given).items():
+        if name in ("output", "resume") or value is None or value == stored.get(name):
             continue
         if name in FREE:
             merged[name] = value
         else:
-            differing.append(f"{name} is {flat_stored.get(name)!r} there, {value!r} now")
+            differing.append(f"{name} is {stored.get(name)!r} there, {value!r} now")
     if differing:
         raise ConfigError(
             f"cannot resume {given.resume} with other settings: {'; '.join(differing)}. Leave them out to go on with "
@@ -59,8 +61,7 @@ def check_same_data(stored: Mapping[str, str], now: Mapping[str, str], folder: P
 
 def deciding_settings(config: TrainConfig) -> dict[str, Any]:
     """The fields that decide what a run is, by dotted name: all but the free ones and where it lies."""
-    flat = _flat(config.to_dict())
-    return {name: value for name, value in flat.items() if name not in (*FREE, "output", "resume")}
+    return {name: value for name, value in flat(config.to_dict()).items() if name not in (*FREE, "output", "resume")}
 
 
 def check_same_settings(stored: Mapping[str, Any], config: TrainConfig, folder: Path) -> None:
@@ -94,15 +95,15 @@ def check_epochs(config: TrainConfig, done: int, folder: Path) -> None:
         raise ConfigError(f"epochs={config.epochs}, but {folder} has done {done}; give {done} or more")
 
 
-def _defaults_like(given: TrainConfig) -> TrainConfig:
-    """The defaults, but for fields without which a configuration of this data set cannot be made."""
-    plain = TrainConfig()
-    if given.data.dataset == plain.data.dataset:
-        return plain
-    return replace(plain, data=replace(plain.data, dataset=given.data.dataset, data_dir=given.data.data_dir))
+def given_values(config: TrainConfig) -> dict[str, Any]:
+    """The plain values of the fields that the caller named, by dotted name, in the order of the fields."""
+    inner = {f"{part}.{name}" for part in ("data", "augmentation") for name in given_fields(getattr(config, part))}
+    named = given_fields(config) | inner
+    return {name: value for name, value in flat(config.to_dict()).items() if name in named}
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `TrainConfig.to_dict` gives, without groups, by dotted name."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if name in ("data", "augmentation"):

@@ -16,7 +16,7 @@ from vmamba.models import model_config
 from vmamba.output import check_writable_folder, create_folder
 from vmamba.tasks.protocol import Measurement, Subsets, Task
 from vmamba.tasks.trained import load_trained, save_trained, weight_metadata
-from vmamba.train.accelerator import accelerator_for
+from vmamba.train.accelerator import accelerator_for, from_main
 from vmamba.train.config import TrainConfig
 from vmamba.train.curves import curves_figure
 from vmamba.train.loop import Trainer
@@ -78,10 +78,12 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
     config = (resumed_config(config) if resuming else config).resolved()
     with accelerator_for(config) as accelerator:
         path = _common_path(accelerator, config)
-        model_config(config.model, **config.model_options)  # before the data, which take longer
-        task, subsets = config.learnt.load(config.data, config.task_options)
-        trainer = Trainer(config, task, subsets, accelerator)
         shown = console if accelerator.is_main_process else None
+        if shown is not None:  # before the data, which may take long
+            shown.print(_intention(config, path), highlight=False, soft_wrap=True, markup=False)
+        model_config(config.model, **config.model_options)  # before the data, which take longer
+        task, subsets = from_main(accelerator, lambda: config.learnt.load(config.data, config.task_options))
+        trainer = Trainer(config, task, subsets, accelerator)
         report = Reporter(shown, task, config.epochs or 1, trainer.steps_per_epoch)
         course = _Course(config, task, subsets, trainer, RunFolder(path), report)
         with report:
@@ -100,15 +102,20 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
         return TrainResult(path, len(course.rows), best.epoch, best.val, test, time.monotonic() - started)
 
 
-def _common_path(accelerator: Any, config: TrainConfig) -> Path:
-    from accelerate.utils import broadcast_object_list
+def _intention(config: TrainConfig, path: Path) -> str:
+    """What is about to happen, in one line."""
+    place = "" if config.data.data_dir is None else f" in {config.data.data_dir}"
+    return (
+        f"{'train' if config.resume is None else 'go on training'} {config.model} on {config.data.dataset}{place}, "
+        f"{config.epochs} epochs, output to {path}"
+    )
 
+
+def _common_path(accelerator: Any, config: TrainConfig) -> Path:
     if config.resume is not None:
         check_writable_folder(config.resume)
         return config.resume
-    shared = [new_run_folder(config) if accelerator.is_main_process else None]
-    path: Path = broadcast_object_list(shared)[0]
-    return path
+    return from_main(accelerator, lambda: new_run_folder(config))
 
 
 class _Course:
@@ -133,7 +140,7 @@ class _Course:
         self.rows: list[EpochRow] = []
         self.best: EpochRow | None = None
         self.saved = 0  # epochs that the files on disk stand for
-        self.fingerprint = subsets.fingerprint()  # once: it looks at every file
+        self.fingerprint = from_main(trainer.accelerator, subsets.fingerprint)  # once: it looks at every file
         self.metadata = weight_metadata(config.model, trainer.parts.model, task)
 
     def begin(self) -> None:
@@ -163,16 +170,32 @@ class _Course:
         except (KeyError, TypeError, RuntimeError, AttributeError) as error:
             raise CheckpointError(f"{self.folder.state} does not fit this run ({error}); was it changed?") from error
         self.saved = len(self.rows)
-        if self.best is not None:
-            if not self.folder.best.is_file():
-                raise CheckpointError(f"{self.folder.best} is missing; without it the run cannot be resumed")
-            if read_weights(self.folder.best).metadata.get("epoch") != str(self.best.epoch):
-                # Stopped after a better epoch but before its state was saved. That epoch comes again, and wins again;
-                # until then the file must hold an epoch that this run knows.
-                self._keep(self.rows[-1])
+        self.best = from_main(self.trainer.accelerator, lambda: self._settled(state))
         if self.main:
             self.folder.write_config(replace(self.config, output=self.folder.path, resume=None))
         self._introduce(f"resumed after {len(self.rows)} of {self.config.epochs} epochs")
+
+    def _settled(self, state: Mapping[str, Any]) -> EpochRow | None:
+        """Bring the files into line with the state, wherever the run was stopped; returns the best epoch."""
+        best = self.best
+        if best is not None and "best_sha256" not in state:  # of an older version
+            if not self.folder.best.is_file():
+                raise CheckpointError(f"{self.folder.best} is missing; without it the run cannot be resumed")
+            if read_weights(self.folder.best).metadata.get("epoch") != str(best.epoch):
+                # Stopped after a better epoch but before its state was saved. That epoch comes again, and wins again;
+                # until then the file must hold an epoch that this run knows.
+                best = self.rows[-1]
+                save_trained(self.folder.best, self.trainer.weights(), self._described(best.epoch))
+        elif "best_sha256" in state:
+            self.folder.settle(state)
+        last = self.folder.last
+        if not last.is_file() or read_weights(last).metadata.get("epoch") != str(len(self.rows)):
+            save_trained(last, self.trainer.weights(), self._described(len(self.rows)))
+        self.folder.write_metrics(self.rows, self.task)
+        return best
+
+    def _described(self, epoch: int) -> dict[str, str]:
+        return {**self.metadata, "epoch": str(epoch)}
 
     def _introduce(self, how: str) -> None:
         subsets, preprocessing = self.subsets, self.task.preprocessing
@@ -231,23 +254,20 @@ class _Course:
         return figures
 
     def _keep(self, row: EpochRow) -> None:
-        """Make the weights as they are now, measured in ``row``, the best."""
+        """Make the weights as they are now, measured in ``row``, the best; they take their place at the next save."""
         self.best = row
         if self.main:
-            save_trained(self.folder.best, self.trainer.weights(), {**self.metadata, "epoch": str(row.epoch)})
+            save_trained(self.folder.next_best, self.trainer.weights(), self._described(row.epoch))
 
     def _rank(self, row: EpochRow) -> tuple[float, ...]:
         """The better epoch has the higher rank; of equals the earlier one stays."""
         return rank(row, self.task, self.config.select_by or self.task.headline)
 
     def save(self) -> None:
-        """Write everything that `restore` and `load_trained` need; the state last, since it speaks for the others."""
+        """Write everything that `restore` and `load_trained` need, as one: the state counts, the others follow it."""
         state = self.trainer.state_dict()
         if self.main:
-            epoch = {"epoch": str(len(self.rows))}
-            save_trained(self.folder.last, self.trainer.weights(), {**self.metadata, **epoch})
-            self.folder.write_metrics(self.rows, self.task)
-            self.folder.write_state(
+            self.folder.commit(
                 {
                     "engine": state,
                     "rows": [row.flat() for row in self.rows],
@@ -257,6 +277,8 @@ class _Course:
                     "processes": self.trainer.accelerator.num_processes,
                 }
             )
+            save_trained(self.folder.last, self.trainer.weights(), self._described(len(self.rows)))
+            self.folder.write_metrics(self.rows, self.task)
         self.saved = len(self.rows)
 
     def finish(self) -> Measurement | None:

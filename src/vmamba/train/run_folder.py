@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import torch
 
 from vmamba.data import Augmentation, DataConfig
 from vmamba.errors import CheckpointError, OutputError
-from vmamba.output import check_writable_folder, write_atomically
+from vmamba.output import check_writable_folder, sync_folder, write_atomically
 from vmamba.tasks.protocol import Task
 from vmamba.tasks.run_files import RunFiles, typed
 from vmamba.train.config import TrainConfig
 from vmamba.train.rows import EpochRow, columns
 from vmamba.version import __version__
+from vmamba.weights.download.fingerprint import sha256_of
 
 
 class RunFolder(RunFiles):
@@ -28,6 +30,8 @@ class RunFolder(RunFiles):
         self.metrics = path / "metrics.csv"
         self.curves = path / "curves.png"
         self.state = path / "state.pt"
+        #: Better weights than ``best``, of an epoch that no state knows yet.
+        self.next_best = path / "best.next.safetensors"
 
     def picture(self, name: str) -> Path:
         """Where a picture of the final measurement lies."""
@@ -51,6 +55,39 @@ class RunFolder(RunFiles):
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Write ``state.pt``; tensors and plain values only, so that it can be read without running code."""
         write_atomically(self.state, lambda temporary: torch.save(dict(state), temporary))
+
+    def commit(self, state: Mapping[str, Any]) -> None:
+        """Write ``state.pt``, which names the best weights by their SHA-256, and put these in their place.
+
+        The state is the moment that counts: before it the old state and the old best weights hold, after it the new.
+        """
+        staged = self.next_best.is_file()
+        best = self.next_best if staged else self.best
+        self.write_state({**state, "best_sha256": sha256_of(best) if best.is_file() else None})
+        if staged:
+            sync_folder(self.path)
+            self._take_next_best()
+
+    def settle(self, state: Mapping[str, Any]) -> None:
+        """Undo or finish what a `commit` was stopped in.
+
+        Raises:
+            CheckpointError: the best weights that ``state`` names are not there.
+        """
+        wanted = state["best_sha256"]
+        if wanted is not None and not (self.best.is_file() and sha256_of(self.best) == wanted):
+            if self.next_best.is_file() and sha256_of(self.next_best) == wanted:
+                self._take_next_best()
+            else:
+                fault = "is not the file that state.pt names" if self.best.is_file() else "is missing"
+                raise CheckpointError(f"{self.best} {fault}; without it the run cannot be resumed")
+        self.next_best.unlink(missing_ok=True)
+
+    def _take_next_best(self) -> None:
+        try:
+            os.replace(self.next_best, self.best)
+        except OSError as error:
+            raise OutputError(f"cannot write {self.best}: {error.strerror}; resume the run elsewhere") from error
 
     def read_state(self) -> dict[str, Any]:
         """Read ``state.pt``.

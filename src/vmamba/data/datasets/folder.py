@@ -145,7 +145,11 @@ def _read_tree(
             f"class folder(s) without an image in {place}: {empty[:10]}; fill or remove them (read: {kinds})"
         )
     if len(classes) < 2:
-        raise DataError(f"only one class folder, '{classes[0]}', in {place}; classification needs two or more")
+        inner = place / classes[0]
+        mend = (
+            f"; if its folders are the classes, give data_dir={inner}" if any(map(Path.is_dir, inner.iterdir())) else ""
+        )
+        raise DataError(f"only one class folder, '{classes[0]}', in {place}; classification needs two or more{mend}")
 
     paths = [path for name in classes for path in files[name]]
     targets = [label for label, name in enumerate(classes) for _ in files[name]]

@@ -32,17 +32,18 @@ class CrossEntropy:
             smoothing = 0.0  # already in the mixed targets
         self.criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
 
-    def prepare(self, batch: tuple[Tensor, Tensor]) -> Prepared | None:
-        """Mix the images; of an odd number the first is left out, since timm mixes pairs."""
+    def prepare(self, batch: tuple[Tensor, Tensor]) -> Prepared:
+        """Mix the images in pairs; of an odd number one is mixed with itself, which leaves it as it is."""
         images, targets = batch
         if self.mixup is None:
             return images, targets, targets
-        if len(images) % 2:
-            images, targets = images[1:], targets[1:]
-        if len(images) == 0:
-            return None
-        mixed, shares = self.mixup(images, targets)
-        return mixed, targets, shares
+        count = len(images)
+        if count % 2 == 0:
+            mixed, shares = self.mixup(images, targets)
+            return mixed, targets, shares
+        # timm pairs the first with the last, and so on, and wants an even number.
+        mixed, shares = self.mixup(torch.cat([images, images[:1]]), torch.cat([targets, targets[:1]]))
+        return mixed[:count], targets, shares[:count]
 
     def loss(self, model: nn.Module, batch: Prepared) -> BatchLoss:
         """Of a prepared batch; an image counts as right by its own label, mixed or not."""

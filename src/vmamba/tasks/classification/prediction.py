@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vmamba.tasks.classification.labels import class_of_folder, distinct_names
 from vmamba.tasks.protocol import AnswerSettings
 
 
@@ -18,7 +19,7 @@ class Prediction:
 
     Attributes:
         path: the file.
-        classes: the likeliest classes, best first.
+        classes: the likeliest classes, best first; names that no two classes share.
         probabilities: theirs, by softmax; not calibrated.
         truth: the true class where it is known.
     """
@@ -40,24 +41,29 @@ class Prediction:
 
 
 def predictions(
-    logits: Tensor, paths: Sequence[Path], classes: Sequence[str], settings: AnswerSettings
+    logits: Tensor, paths: Sequence[Path], classes: Sequence[str], ids: Sequence[str], settings: AnswerSettings
 ) -> list[Prediction]:
-    """What ``logits (b, classes)`` say about the images at ``paths``."""
+    """What ``logits (b, classes)`` say about the images at ``paths``.
+
+    Raises:
+        DataError: an image's true class is asked for, and its folder's name is that of several.
+    """
+    names = distinct_names(classes, ids)
     top = logits.float().softmax(dim=1).topk(min(settings.topk, len(classes)), dim=1)
     return [
         Prediction(
             path,
-            tuple(classes[i] for i in indices),
+            tuple(names[i] for i in indices),
             tuple(probabilities),
-            _truth(path, classes) if settings.truth == "folder" else None,
+            _truth(path, names, classes, ids) if settings.truth == "folder" else None,
         )
         for path, indices, probabilities in zip(paths, top.indices.tolist(), top.values.tolist(), strict=True)
     ]
 
 
-def _truth(path: Path, classes: Sequence[str]) -> str | None:
-    name = path.absolute().parent.name
-    return name if name in classes else None
+def _truth(path: Path, names: Sequence[str], classes: Sequence[str], ids: Sequence[str]) -> str | None:
+    place = class_of_folder(path, classes, ids)
+    return None if place is None else names[place]
 
 
 def right_of(predictions: Sequence[Prediction]) -> str:

@@ -78,8 +78,8 @@ def score_tables(scores: Scores, part: str) -> Iterator[RenderableType]:
     rows = scores.classes
     title = f"Each class of the {part} split"
     if len(rows) > MAX_ROWS:
-        rows = tuple(sorted(rows, key=lambda row: row.f1)[:MAX_ROWS])
-        title = f"The {MAX_ROWS} worst of {len(scores.classes)} classes, {part} split"
+        rows = tuple(sorted((row for row in rows if row.images), key=lambda row: row.f1)[:MAX_ROWS])
+        title = f"The {len(rows)} worst of {len(scores.classes)} classes, {part} split"
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("class")
     for column in ("precision", "recall", "F1", "images"):

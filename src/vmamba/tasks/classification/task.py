@@ -24,7 +24,7 @@ from vmamba.data import (
     read_image,
 )
 from vmamba.errors import ConfigError
-from vmamba.tasks.classification.labels import in_order
+from vmamba.tasks.classification.labels import distinct_names, in_order
 from vmamba.tasks.classification.objective import CrossEntropy
 from vmamba.tasks.classification.prediction import Prediction, predictions
 from vmamba.tasks.classification.scores import ScoreCounter, Scores
@@ -52,10 +52,13 @@ class Classification:
     Attributes:
         classes: their names, in the order of the logits.
         preprocessing: from an image to pixels.
+        ids: a word for each class that no other has, such as ImageNet's WordNet ids, by which images' folders may be
+            called too; empty where names are all there is.
     """
 
     classes: tuple[str, ...]
     preprocessing: Preprocessing
+    ids: tuple[str, ...] = ()
 
     name: ClassVar[str] = "classification"
     running: ClassVar[tuple[Metric, ...]] = (LOSS, ACCURACY)
@@ -75,12 +78,14 @@ class Classification:
     def from_metadata(cls, metadata: Mapping[str, str]) -> Classification:
         """Undo `metadata`."""
         classes = tuple(json.loads(metadata["classes"]))
-        return cls(classes, Preprocessing.from_dict(json.loads(metadata["preprocessing"])))
+        ids = tuple(json.loads(metadata.get("class_ids", "[]")))
+        return cls(classes, Preprocessing.from_dict(json.loads(metadata["preprocessing"])), ids)
 
     def metadata(self, model: nn.Module) -> dict[str, str]:
         """The model's configuration, the classes, the preprocessing; each as JSON."""
         classes = json.dumps(list(self.classes), ensure_ascii=False)
-        return {**vssm_metadata(model, self.preprocessing), "classes": classes}
+        ids = {"class_ids": json.dumps(list(self.ids))} if self.ids else {}
+        return {**vssm_metadata(model, self.preprocessing), "classes": classes, **ids}
 
     @property
     def summary(self) -> str:
@@ -90,7 +95,7 @@ class Classification:
     def reload(self, data: DataConfig, weights: Path) -> Splits:
         """Images with the model's channels, labelled in the order of its logits."""
         splits = load_splits(replace(data, in_chans=self.preprocessing.in_chans))
-        return in_order(splits, self.classes, weights)
+        return in_order(splits, self.classes, self.ids, weights)
 
     def dataset(self, samples: LabelledImages, augmentation: Augmentation | None = None) -> TransformedImages:
         """Pixels and label of each image."""
@@ -141,13 +146,13 @@ class Classification:
 
     def meter(self) -> ScoreCounter:
         """Counts right and wrong answers."""
-        return ScoreCounter(self.classes)
+        return ScoreCounter(distinct_names(self.classes, self.ids))
 
     def pictures(self, measurement: Scores, title: str) -> dict[str, Figure]:
         """The confusion matrix."""
         from vmamba.tasks.classification.confusion import confusion_figure
 
-        return {"confusion": confusion_figure(measurement.confusion, self.classes, title)}
+        return {"confusion": confusion_figure(measurement.confusion, distinct_names(self.classes, self.ids), title)}
 
     def read(self, path: Path) -> Tensor:
         """Pixels ``(in_chans, H, W)``."""
@@ -163,7 +168,7 @@ class Classification:
 
     def answers(self, outputs: Tensor, paths: Sequence[Path], settings: AnswerSettings) -> list[Prediction]:
         """The likeliest classes of each image."""
-        return predictions(outputs, paths, self.classes, settings)
+        return predictions(outputs, paths, self.classes, self.ids, settings)
 
     def print_answers(self, answers: Sequence[Prediction], console: Console) -> None:
         """Bars for each image's classes."""
