@@ -118,6 +118,18 @@ def _keep(at, h, c, n, channels, states, BC: tl.constexpr, NC: tl.constexpr):
 
 
 @triton.jit
+def _block(held, low_rank, x_at, s, u_channel, s_channel, pixel, c, valid, inside, S_BYTES: tl.constexpr,
+           R: tl.constexpr, SPLIT: tl.constexpr, SOFTPLUS: tl.constexpr, DENSE: tl.constexpr, EDGE: tl.constexpr,
+           TAIL: tl.constexpr, FROM: tl.constexpr):  # fmt: skip
+    """Of the block FROM channels behind ``c``: u and the steps of a tile, and A."""
+    high, low, bias, a = held
+    x = load_tile(beside(x_at, FROM, u_channel, DENSE), valid, inside, EDGE, TAIL)
+    step, _, _ = steps(low_rank, s, s_channel, high, low, bias, pixel, c + FROM, valid, inside,
+                       S_BYTES, R, SPLIT, SOFTPLUS, EDGE, TAIL)  # fmt: skip
+    return x, step, a
+
+
+@triton.jit
 def _tile(
     u, s, B, C, y, u_channel, s_channel, y_channel, B_state, C_state, held, d, h, way, i, row, c, valid, channels,
     n_inside, more,
@@ -139,11 +151,9 @@ def _tile(
         B_row, C_row = 1.0, 1.0
     behind = ()
     for j in tl.static_range(NC):
-        high, low, bias, a = held[j]
         inside = c + j * BC < channels
-        x = load_tile(beside(x_at, j * BC, u_channel, DENSE), valid, inside, EDGE, TAIL)
-        step, _, _ = steps(low_rank, s, s_channel, high, low, bias, pixel, c + j * BC, valid, inside,
-                           S_BYTES, R, SPLIT, SOFTPLUS, EDGE, TAIL)  # fmt: skip
+        x, step, a = _block(held[j], low_rank, x_at, s, u_channel, s_channel, pixel, c, valid, inside,
+                            S_BYTES, R, SPLIT, SOFTPLUS, DENSE, EDGE, TAIL, j * BC)  # fmt: skip
         end, found = advance(step, step * x * B_row, h[j], a, B, C, B_state, C_state, way, i, n_inside,
                              B_BYTES, C_BYTES, TIGHT, BT, NB, BC, False, True, MASKED)  # fmt: skip
         behind += (end,)
@@ -228,11 +238,8 @@ def _aggregate(
     B_row = load_row(at_pixels(B, pixel, B_BYTES), valid, TAIL)[:, None] if NB == 1 else 1.0
     behind, sums = (), ()
     for j in tl.static_range(NC):
-        high, low, bias, a = held[j]
-        inside = c + j * BC < channels
-        x = load_tile(beside(x_at, j * BC, u_channel, DENSE), valid, inside, EDGE, TAIL)
-        step, _, _ = steps(low_rank, s, s_channel, high, low, bias, pixel, c + j * BC, valid, inside,
-                           S_BYTES, R, SPLIT, SOFTPLUS, EDGE, TAIL)  # fmt: skip
+        x, step, a = _block(held[j], low_rank, x_at, s, u_channel, s_channel, pixel, c, valid, c + j * BC < channels,
+                            S_BYTES, R, SPLIT, SOFTPLUS, DENSE, EDGE, TAIL, j * BC)  # fmt: skip
         v = x if ADJOINT else step * x
         end, _ = advance(step, v * B_row, h[j], a, B, B, B_state, B_state, way, i, n_inside,
                          B_BYTES, B_BYTES, TIGHT, BT, NB, BC, ADJOINT, False, MASKED)  # fmt: skip
