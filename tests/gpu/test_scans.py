@@ -39,8 +39,14 @@ def map_inputs(b: int, h: int, w: int, d: int, r: int, n: int, dtype: torch.dtyp
     ]
 
 
-def compare(run: Callable[..., Tensor], values: Values, limits: tuple[float, float] = (1e-5, 1e-4)) -> None:
-    """``run(*values, backend)``: outputs and gradients within limits of scale, 16-bit gradients to their rounding."""
+def compare(run: Callable[..., Tensor], values: Values) -> None:
+    """``run(*values, backend)``: outputs to 1e-5 of scale, gradients to 1e-4.
+
+    With 16-bit maps their gradients to their own rounding, and the parameters' to that of TF32, in which they are
+    products: less than what is lost where the map was rounded.
+    """
+    assert values[0] is not None
+    narrow = values[0].dtype in HALF
     exact = [None if v is None else v.double() for v in values]
     shape = run(*exact, backend="torch").shape
     weight = torch.randn(shape, generator=torch.Generator("cuda").manual_seed(1), device="cuda")
@@ -50,21 +56,21 @@ def compare(run: Callable[..., Tensor], values: Values, limits: tuple[float, flo
     assert all("triton" in one.detail for one in runs)
     second = with_gradients(lambda *v: run(*v, backend="oflex"), values, weight)
     assert torch.equal(first[0], second[0])
-    check(first[0], want, limits[0], "y")
+    check(first[0], want, 1e-5, "y")
     for i, (value, got, again, right) in enumerate(zip(values, first[1], second[1], wanted, strict=True)):
         if value is not None:
             assert got.dtype == value.dtype
             assert torch.equal(got, again)
-            check(got, right, 2e-2 if value.dtype in HALF else limits[1], f"gradient {i}")
+            check(got, right, 2e-2 if value.dtype in HALF else 1e-3 if narrow else 1e-4, f"gradient {i}")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode(mode: str, dtype: torch.dtype) -> None:
     compare(lambda *v, backend: vmamba.ss2d_scan(*v, mode, backend=backend), map_inputs(2, 14, 15, 96, 6, 1, dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "sizes",
     [

@@ -59,7 +59,7 @@ def compile_for(launch: Launch, capability: int) -> Compiled:
     from triton.compiler import ASTSource
 
     function, constants = launch.function, dict(launch.constants)
-    options = {name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants}
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in constants}
     signature: dict[str, str] = {}
     fixed: dict[tuple[int, ...], Any] = {}
     for i, (name, value) in enumerate(zip(function.arg_names, launch.arguments, strict=False)):

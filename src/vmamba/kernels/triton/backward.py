@@ -20,11 +20,12 @@ from vmamba.kernels.triton.tile import (
     cells,
     glue,
     halve,
-    load_row,
     load_tile,
     low_rank_at,
     parameters,
     place,
+    read_row,
+    read_tile,
     skip,
     states_at,
     steps,
@@ -46,6 +47,7 @@ def gradients(
     SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, NC: tl.constexpr, SOFTPLUS: tl.constexpr,
     BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr,
     GROUP: tl.constexpr, PAIR: tl.constexpr, SKIP: tl.constexpr, EXACT: tl.constexpr, SHORT: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Write, or add to, the gradients of u and of the steps, and the parts of all others."""
     blocks = tl.cdiv(channels, BC)
@@ -101,23 +103,49 @@ def gradients(
         if GROUP == BT:
             if full < count:
                 h = tl.load(kept + (t0 + full) // GROUP * h_size + h_at, h_mask, 0.0)
-                q, dA, dbias, dD, dW = _tile(
-                    u_at, s_at, B_at, C_at, dy_at, du_at, ds_at, column_at, u_channel, s_channel, dy_channel,
-                    du_channel, ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way,
-                    full, row, c, n, full + row < count, inside, n_inside, states, state0, more, U_BYTES, S_BYTES,
-                    B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, SPLIT, NB, BT, BC, SOFTPLUS,
-                    DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, True,
+                pixel, x, g_y, steps_in, B_row, C_row, du_old = _read(
+                    u_at, s_at, B_at, C_at, dy_at, du_at, u_channel, s_channel, dy_channel, du_channel, way, full, row,
+                    c, full + row < count, inside, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, R, RP,
+                    SPLIT, NB, DENSE, EDGE, True,
                 )  # fmt: skip
-            for j in range(0, full, BT):
-                i = full - BT - j
-                h = tl.load(kept + (t0 + i) // GROUP * h_size + h_at, h_mask, 0.0)
                 q, dA, dbias, dD, dW = _tile(
-                    u_at, s_at, B_at, C_at, dy_at, du_at, ds_at, column_at, u_channel, s_channel, dy_channel,
-                    du_channel, ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way,
-                    i, row, c, n, row < BT, inside, n_inside, states, state0, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES,
-                    DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, SPLIT, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE,
-                    MASKED, EXACT, SHORT, False,
+                    pixel, x, g_y, steps_in, B_row, C_row, du_old, s_at, B_at, C_at, du_at, ds_at, column_at,
+                    du_channel, ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW,
+                    way, full, c, n, full + row < count, inside, n_inside, states, state0, S_BYTES, B_BYTES, C_BYTES,
+                    DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, SPLIT, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED,
+                    EXACT, SHORT, True,
                 )  # fmt: skip
+            if full > 0:
+                if AHEAD:
+                    h = tl.load(kept + (t0 + full - BT) // GROUP * h_size + h_at, h_mask, 0.0)
+                    pixel, x, g_y, steps_in, B_row, C_row, du_old = _read(
+                        u_at, s_at, B_at, C_at, dy_at, du_at, u_channel, s_channel, dy_channel, du_channel, way, full -
+                        BT, row, c, row < BT, inside, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, R,
+                        RP, SPLIT, NB, DENSE, EDGE, False,
+                    )  # fmt: skip
+                for j in range(0, full, BT):
+                    i = full - BT - j
+                    # What the next tile needs is under way while this one is computed.
+                    at = tl.maximum(i - BT, 0) if AHEAD else i
+                    h1 = tl.load(kept + (t0 + at) // GROUP * h_size + h_at, h_mask, 0.0)
+                    pixel1, x1, g_y1, steps_in1, B_row1, C_row1, du_old1 = _read(
+                        u_at, s_at, B_at, C_at, dy_at, du_at, u_channel, s_channel, dy_channel, du_channel, way, at,
+                        row, c, row < BT, inside, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, R, RP,
+                        SPLIT, NB, DENSE, EDGE, False,
+                    )  # fmt: skip
+                    if not AHEAD:
+                        h, pixel, x, g_y, steps_in = h1, pixel1, x1, g_y1, steps_in1
+                        B_row, C_row, du_old = B_row1, C_row1, du_old1
+                    q, dA, dbias, dD, dW = _tile(
+                        pixel, x, g_y, steps_in, B_row, C_row, du_old, s_at, B_at, C_at, du_at, ds_at, column_at,
+                        du_channel, ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW,
+                        way, i, c, n, row < BT, inside, n_inside, states, state0, S_BYTES, B_BYTES, C_BYTES, DU_BYTES,
+                        DS_BYTES, COLUMN_BYTES, R, RP, SPLIT, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT,
+                        SHORT, False,
+                    )  # fmt: skip
+                    if AHEAD:
+                        h, pixel, x, g_y, steps_in = h1, pixel1, x1, g_y1, steps_in1
+                        B_row, C_row, du_old = B_row1, C_row1, du_old1
         else:
             last = (count - 1) // GROUP * GROUP
             for j in range(0, last + 1, GROUP):
@@ -130,9 +158,8 @@ def gradients(
                     valid = i + row < count
                     pixel = place(way, i + row)
                     x = load_tile(cells(u_at, pixel, U_BYTES, c, u_channel, DENSE), valid, inside, EDGE, True)
-                    low_rank = low_rank_at(s_at, pixel, valid, RP, S_BYTES, R, SPLIT, True)
-                    step, _, _ = steps(low_rank, s_at, s_channel, high, low, of_bias, pixel, c, valid, inside,
-                                       S_BYTES, R, SPLIT, SOFTPLUS, EDGE, True)  # fmt: skip
+                    steps_in = _steps_at(s_at, s_channel, pixel, c, valid, inside, S_BYTES, R, RP, SPLIT, EDGE, True)
+                    step, _, _ = steps(steps_in, high, low, of_bias, valid, R, SPLIT, SOFTPLUS, True)
                     h, _ = advance(step, step * x, h, a, B_at, C_at, B_state, C_state, way, i, n_inside,
                                    B_BYTES, C_BYTES, TIGHT, BT, NB, BC, False, False, MASKED)  # fmt: skip
                 tl.debug_barrier()  # what a lane wrote above, another may read below
@@ -140,12 +167,17 @@ def gradients(
                     tile = tiles - 1 - turned
                     h = tl.load(scratch_at + tile * (NB * BC))
                     i = first + tile * BT
+                    pixel, x, g_y, steps_in, B_row, C_row, du_old = _read(
+                        u_at, s_at, B_at, C_at, dy_at, du_at, u_channel, s_channel, dy_channel, du_channel, way, i,
+                        row, c, i + row < count, inside, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, DY_BYTES, DU_BYTES,
+                        R, RP, SPLIT, NB, DENSE, EDGE, True,
+                    )  # fmt: skip
                     q, dA, dbias, dD, dW = _tile(
-                        u_at, s_at, B_at, C_at, dy_at, du_at, ds_at, column_at, u_channel, s_channel, dy_channel,
+                        pixel, x, g_y, steps_in, B_row, C_row, du_old, s_at, B_at, C_at, du_at, ds_at, column_at,
                         du_channel, ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW,
-                        way, i, row, c, n, i + row < count, inside, n_inside, states, state0, more, U_BYTES, S_BYTES,
-                        B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, SPLIT, NB, BT, BC,
-                        SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, True,
+                        way, i, c, n, i + row < count, inside, n_inside, states, state0, S_BYTES, B_BYTES, C_BYTES,
+                        DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, SPLIT, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE,
+                        MASKED, EXACT, SHORT, True,
                     )  # fmt: skip
                 tl.debug_barrier()
 
@@ -162,26 +194,51 @@ def gradients(
 
 
 @triton.jit
+def _steps_at(s, s_channel, pixel, c, valid, inside, S_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+              SPLIT: tl.constexpr, EDGE: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
+    """What `steps` takes: a tile's low-rank steps, or its steps."""
+    if R > 0:
+        found = low_rank_at(s, pixel, valid, RP, S_BYTES, R, SPLIT, TAIL)
+    else:
+        found = read_tile(cells(s, pixel, S_BYTES, c, s_channel, False), valid, inside, EDGE, TAIL)
+    return found
+
+
+@triton.jit
+def _read(u, s, B, C, dy, du, u_channel, s_channel, dy_channel, du_channel, way, i, row, c, valid, inside, more,
+          U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr,
+          DY_BYTES: tl.constexpr, DU_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr,
+          NB: tl.constexpr, DENSE: tl.constexpr, EDGE: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
+    """Load all that a tile is computed from, in memory's own dtypes: its pixels, u, dy, what `steps` takes, B and C,
+    and what du has so far. As in the forward kernels these loads stand before all of a tile's stores."""
+    pixel = place(way, i + row)
+    x = read_tile(cells(u, pixel, U_BYTES, c, u_channel, DENSE), valid, inside, EDGE, TAIL)
+    g_y = read_tile(cells(dy, pixel, DY_BYTES, c, dy_channel, DENSE), valid, inside, EDGE, TAIL)
+    steps_in = _steps_at(s, s_channel, pixel, c, valid, inside, S_BYTES, R, RP, SPLIT, EDGE, TAIL)
+    B_row, C_row = row, row  # with more states they are read row by row
+    if NB == 1:
+        B_row = read_row(at_pixels(B, pixel, B_BYTES), valid, TAIL)
+        C_row = read_row(at_pixels(C, pixel, C_BYTES), valid, TAIL)
+    held = (valid[:, None] | (not TAIL)) & (inside[None, :] | (not EDGE)) & (more != 0)
+    du_old = tl.load(cells(du, pixel, DU_BYTES, c, du_channel, DENSE), held, 0.0)
+    return pixel, x, g_y, steps_in, B_row, C_row, du_old
+
+
+@triton.jit
 def _tile(
-    u, s, B, C, dy, du, ds, column, u_channel, s_channel, dy_channel, du_channel, ds_channel, B_state, C_state, high,
-    low, bias, a, w, d, h, q, dA, dbias, dD, dW, way, i, row, c, n, valid, inside, n_inside, states, state0, more,
-    U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, DY_BYTES: tl.constexpr,
-    DU_BYTES: tl.constexpr, DS_BYTES: tl.constexpr, COLUMN_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, SOFTPLUS: tl.constexpr,
-    DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
-    SHORT: tl.constexpr, TAIL: tl.constexpr,
+    pixel, x, g_y, steps_in, B_row, C_row, du_old, s, B, C, du, ds, column, du_channel, ds_channel, B_state, C_state,
+    high, low, bias, a, w, d, h, q, dA, dbias, dD, dW, way, i, c, n, valid, inside, n_inside, states, state0,
+    S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, DU_BYTES: tl.constexpr, DS_BYTES: tl.constexpr,
+    COLUMN_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr, NB: tl.constexpr,
+    BT: tl.constexpr, BC: tl.constexpr, SOFTPLUS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr,
+    EDGE: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr, SHORT: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one tile; returns the adjoint state in front of it and the sums over places, with its own added."""
-    pixel = place(way, i + row)
-    x = load_tile(cells(u, pixel, U_BYTES, c, u_channel, DENSE), valid, inside, EDGE, TAIL)
-    g_y = load_tile(cells(dy, pixel, DY_BYTES, c, dy_channel, DENSE), valid, inside, EDGE, TAIL)
-    low_rank = low_rank_at(s, pixel, valid, RP, S_BYTES, R, SPLIT, TAIL)
-    step, p, e = steps(low_rank, s, s_channel, high, low, bias, pixel, c, valid, inside,
-                       S_BYTES, R, SPLIT, SOFTPLUS, EDGE, TAIL)  # fmt: skip
+    x, g_y = x.to(tl.float32), g_y.to(tl.float32)
+    step, p, e = steps(steps_in, high, low, bias, valid, R, SPLIT, SOFTPLUS, TAIL)
     v, v_y = step * x, g_y
     if NB == 1:
-        B_row = load_row(at_pixels(B, pixel, B_BYTES), valid, TAIL)[:, None]
-        C_row = load_row(at_pixels(C, pixel, C_BYTES), valid, TAIL)[:, None]
+        B_row, C_row = B_row.to(tl.float32)[:, None], C_row.to(tl.float32)[:, None]
         v, v_y = v * B_row, g_y * C_row
     q, dA, of_A, of_B = _retreat(
         step, v, v_y, h, q, dA, a, B, C, B_state, C_state, column, way, i, n, n_inside, states, B_BYTES, C_BYTES,
@@ -202,24 +259,18 @@ def _tile(
         of_step *= tl.where(p >= 0.0, 1.0, e) / (1.0 + e)
     if TAIL:
         of_step = tl.where(valid[:, None], of_step, 0.0)
-    of_u = of_B * step + d[None, :] * g_y
-    addresses = cells(du, pixel, DU_BYTES, c, du_channel, DENSE)
-    if more != 0:
-        of_u += load_tile(addresses, valid, inside, EDGE, TAIL)
-    store_tile(addresses, of_u, valid, inside, EDGE, TAIL)
+    of_u = of_B * step + d[None, :] * g_y + du_old.to(tl.float32)
+    store_tile(cells(du, pixel, DU_BYTES, c, du_channel, DENSE), of_u, valid, inside, EDGE, TAIL)
     dbias += tl.sum(of_step, 0)
     dD += tl.sum(x * g_y, 0)
     if R > 0:
         turned = tl.trans(of_step)  # [BC, BT]
         precision: tl.constexpr = "tf32x3" if EXACT else "tf32"
         if SHORT:
-            dW += tl.dot(turned, tl.trans(low_rank.to(tl.float32)), input_precision=precision)
+            dW += tl.dot(turned, tl.trans(steps_in.to(tl.float32)), input_precision=precision)
         else:  # as many places again, with nothing in them
-            places = i + tl.arange(0, 2 * BT)
-            held = (places < i + BT) & (places < way[7])
-            low_rank = low_rank_at(s, place(way, places), held, RP, S_BYTES, R, SPLIT, True)
-            padded = tl.reshape(tl.permute(tl.join(turned, tl.zeros_like(turned)), [0, 2, 1]), [BC, 2 * BT])
-            dW += tl.dot(padded, tl.trans(low_rank.to(tl.float32)), input_precision=precision)
+            dW += tl.dot(_padded(turned, BC, BT), tl.trans(_padded(steps_in.to(tl.float32), RP, BT)),
+                         input_precision=precision)  # fmt: skip
         of_rank = tl.dot(w, turned, input_precision=precision)  # [RP, BT]
         r = tl.arange(0, RP)[:, None]
         rank_at = at_pixels(column + r, pixel[None, :], COLUMN_BYTES)
@@ -234,6 +285,12 @@ def _tile(
                 of_step += load_tile(addresses, valid, inside, EDGE, TAIL)
         store_tile(addresses, of_step, valid, inside, EDGE, TAIL)
     return q, dA, dbias, dD, dW
+
+
+@triton.jit
+def _padded(x, ROWS: tl.constexpr, BT: tl.constexpr):
+    """``x [ROWS, BT]`` and as many columns of zeros behind it."""
+    return tl.reshape(tl.permute(tl.join(x, tl.zeros_like(x)), [0, 2, 1]), [ROWS, 2 * BT])
 
 
 @triton.jit

@@ -20,11 +20,11 @@ from vmamba.kernels.triton.tile import (
     at_pixels,
     beside,
     cells,
-    load_row,
-    load_tile,
     low_rank_at,
     parameters,
     place,
+    read_row,
+    read_tile,
     skip,
     steps,
     store_tile,
@@ -44,7 +44,7 @@ def outputs(
     R: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
     NC: tl.constexpr, SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr,
     EDGE: tl.constexpr, MASKED: tl.constexpr, GROUP: tl.constexpr, PAIR: tl.constexpr, SAVE: tl.constexpr,
-    SKIP: tl.constexpr, CB: tl.constexpr,
+    SKIP: tl.constexpr, CB: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Write y of one chunk and NC channel blocks, PAIR directions after each other over memory that stays in the cache.
 
@@ -84,23 +84,46 @@ def outputs(
             h += (tl.load(start + chunk_id * h_size + h_at + j * BC, h_mask, 0.0),)
 
         full = count // BT * BT
-        for i in range(0, full, BT):
-            if SAVE:
-                if i % GROUP == 0:
-                    _keep(kept + (t0 + i) // GROUP * h_size + h_at, h, c, n, channels, states, BC, NC)
-            h = _tile(
-                u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, B_state, C_state, held, d, h, way, i,
-                row, c, row < BT, channels, n < states, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, Y_BYTES, R, RP, SPLIT,
-                NB, BT, BC, NC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, CB, False,
-            )  # fmt: skip
+        if full > 0:
+            if AHEAD:
+                pixel, steps_in, B_row, C_row, x, y_old = _read(
+                    u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, way, 0, row, c, row < BT, channels,
+                    more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, Y_BYTES, R, RP, SPLIT, NB, BC, NC, DENSE, EDGE, CB, True,
+                    False,
+                )  # fmt: skip
+            for i in range(0, full, BT):
+                # What the next tile needs is under way while this one is computed.
+                at = tl.minimum(i + BT, full - BT) if AHEAD else i
+                pixel1, steps_in1, B_row1, C_row1, x1, y_old1 = _read(
+                    u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, way, at, row, c, row < BT, channels,
+                    more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, Y_BYTES, R, RP, SPLIT, NB, BC, NC, DENSE, EDGE, CB, True,
+                    False,
+                )  # fmt: skip
+                if not AHEAD:
+                    pixel, steps_in, B_row, C_row, x, y_old = pixel1, steps_in1, B_row1, C_row1, x1, y_old1
+                if SAVE:
+                    if i % GROUP == 0:
+                        _keep(kept + (t0 + i) // GROUP * h_size + h_at, h, c, n, channels, states, BC, NC)
+                h = _outputs(
+                    pixel, steps_in, B_row, C_row, x, y_old, B_at, C_at, y_at, y_channel, B_state, C_state, held, d, h,
+                    way, i, c, row < BT, channels, n < states, B_BYTES, C_BYTES, Y_BYTES, R, SPLIT, NB, BT, BC, NC,
+                    SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, False,
+                )  # fmt: skip
+                if AHEAD:
+                    pixel, steps_in, B_row, C_row, x, y_old = pixel1, steps_in1, B_row1, C_row1, x1, y_old1
         if full < count:
             if SAVE:
                 if full % GROUP == 0:
                     _keep(kept + (t0 + full) // GROUP * h_size + h_at, h, c, n, channels, states, BC, NC)
-            _tile(
-                u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, B_state, C_state, held, d, h, way, full,
-                row, c, full + row < count, channels, n < states, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, Y_BYTES, R,
-                RP, SPLIT, NB, BT, BC, NC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, CB, True,
+            pixel, steps_in, B_row, C_row, x, y_old = _read(
+                u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, way, full, row, c, full + row < count,
+                channels, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, Y_BYTES, R, RP, SPLIT, NB, BC, NC, DENSE, EDGE, CB,
+                True, True,
+            )  # fmt: skip
+            _outputs(
+                pixel, steps_in, B_row, C_row, x, y_old, B_at, C_at, y_at, y_channel, B_state, C_state, held, d, h,
+                way, full, c, full + row < count, channels, n < states, B_BYTES, C_BYTES, Y_BYTES, R, SPLIT, NB, BT,
+                BC, NC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, True,
             )  # fmt: skip
 
 
@@ -118,49 +141,67 @@ def _keep(at, h, c, n, channels, states, BC: tl.constexpr, NC: tl.constexpr):
 
 
 @triton.jit
-def _block(held, low_rank, x_at, s, u_channel, s_channel, pixel, c, valid, inside, S_BYTES: tl.constexpr,
-           R: tl.constexpr, SPLIT: tl.constexpr, SOFTPLUS: tl.constexpr, DENSE: tl.constexpr, EDGE: tl.constexpr,
-           TAIL: tl.constexpr, FROM: tl.constexpr):  # fmt: skip
-    """Of the block FROM channels behind ``c``: u and the steps of a tile, and A."""
-    high, low, bias, a = held
-    x = load_tile(beside(x_at, FROM, u_channel, DENSE), valid, inside, EDGE, TAIL)
-    step, _, _ = steps(low_rank, s, s_channel, high, low, bias, pixel, c + FROM, valid, inside,
-                       S_BYTES, R, SPLIT, SOFTPLUS, EDGE, TAIL)  # fmt: skip
-    return x, step, a
+def _read(u, s, B, C, y, u_channel, s_channel, y_channel, way, i, row, c, valid, channels, more,
+          U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr,
+          Y_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr, NB: tl.constexpr,
+          BC: tl.constexpr, NC: tl.constexpr, DENSE: tl.constexpr, EDGE: tl.constexpr, CB: tl.constexpr,
+          OUT: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
+    """Load all that a tile is computed from, in memory's own dtypes: its pixels; the low-rank steps, or the blocks'
+    steps; B and C; the blocks' u, and with OUT what y has so far (0 where there is nothing).
+
+    Nothing here waits for what it loads. Loads are not moved before stores that come first in the program, so they
+    stand before all of a tile's.
+    """
+    pixel = place(way, i + row)
+    x_at = cells(u, pixel, U_BYTES, c, u_channel, DENSE)
+    if R > 0:
+        steps_in = (low_rank_at(s, pixel, valid, RP, S_BYTES, R, SPLIT, TAIL),)
+    else:
+        steps_in = ()
+    B_row, C_row = row, row  # with more states they are read row by row
+    if NB == 1:
+        B_at = at_pixels(B, pixel, B_BYTES)
+        B_row = read_row(B_at, valid, TAIL)
+        if OUT:
+            C_row = read_row(B_at + CB if CB else at_pixels(C, pixel, C_BYTES), valid, TAIL)
+    x, y_old = (), ()
+    for j in tl.static_range(NC):
+        inside = c + j * BC < channels
+        x += (read_tile(beside(x_at, j * BC, u_channel, DENSE), valid, inside, EDGE, TAIL),)
+        if R == 0:
+            s_at = cells(s, pixel, S_BYTES, c + j * BC, s_channel, False)
+            steps_in += (read_tile(s_at, valid, inside, EDGE, TAIL),)
+        if OUT:
+            y_at = beside(cells(y, pixel, Y_BYTES, c, y_channel, DENSE), j * BC, y_channel, DENSE)
+            y_old += (tl.load(y_at, (valid[:, None] | (not TAIL)) & (inside[None, :] | (not EDGE)) & (more != 0), 0.0),)
+    return pixel, steps_in, B_row, C_row, x, y_old
 
 
 @triton.jit
-def _tile(
-    u, s, B, C, y, u_channel, s_channel, y_channel, B_state, C_state, held, d, h, way, i, row, c, valid, channels,
-    n_inside, more,
-    U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, Y_BYTES: tl.constexpr,
-    R: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
-    NC: tl.constexpr, SOFTPLUS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr,
-    MASKED: tl.constexpr, CB: tl.constexpr, TAIL: tl.constexpr,
+def _outputs(
+    pixel, steps_in, B_row, C_row, x, y_old, B, C, y, y_channel, B_state, C_state, held, d, h, way, i, c, valid,
+    channels, n_inside,
+    B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, Y_BYTES: tl.constexpr, R: tl.constexpr, SPLIT: tl.constexpr,
+    NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, NC: tl.constexpr, SOFTPLUS: tl.constexpr,
+    DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
-    """Write y of one tile, after or onto what stands there, and return the states behind it."""
-    pixel = place(way, i + row)
-    x_at = cells(u, pixel, U_BYTES, c, u_channel, DENSE)
+    """Write y of one tile, after or onto what stood there, and return the states behind it."""
     y_at = cells(y, pixel, Y_BYTES, c, y_channel, DENSE)
-    low_rank = low_rank_at(s, pixel, valid, RP, S_BYTES, R, SPLIT, TAIL)
-    if NB == 1:
-        B_at = at_pixels(B, pixel, B_BYTES)
-        C_at = B_at + CB if CB else at_pixels(C, pixel, C_BYTES)
-        B_row, C_row = load_row(B_at, valid, TAIL)[:, None], load_row(C_at, valid, TAIL)[:, None]
-    else:
-        B_row, C_row = 1.0, 1.0
     behind = ()
     for j in tl.static_range(NC):
-        inside = c + j * BC < channels
-        x, step, a = _block(held[j], low_rank, x_at, s, u_channel, s_channel, pixel, c, valid, inside,
-                            S_BYTES, R, SPLIT, SOFTPLUS, DENSE, EDGE, TAIL, j * BC)  # fmt: skip
-        end, found = advance(step, step * x * B_row, h[j], a, B, C, B_state, C_state, way, i, n_inside,
+        high, low, bias, a = held[j]
+        u = x[j].to(tl.float32)
+        step, _, _ = steps(steps_in[0 if R > 0 else j], high, low, bias, valid, R, SPLIT, SOFTPLUS, TAIL)
+        v = step * u
+        if NB == 1:
+            v *= B_row.to(tl.float32)[:, None]
+        end, found = advance(step, v, h[j], a, B, C, B_state, C_state, way, i, n_inside,
                              B_BYTES, C_BYTES, TIGHT, BT, NB, BC, False, True, MASKED)  # fmt: skip
         behind += (end,)
-        found = found * C_row + d[j][None, :] * x
-        if more != 0:
-            found += load_tile(beside(y_at, j * BC, y_channel, DENSE), valid, inside, EDGE, TAIL)
-        store_tile(beside(y_at, j * BC, y_channel, DENSE), found, valid, inside, EDGE, TAIL)
+        if NB == 1:
+            found *= C_row.to(tl.float32)[:, None]
+        found += d[j][None, :] * u + y_old[j].to(tl.float32)
+        store_tile(beside(y_at, j * BC, y_channel, DENSE), found, valid, c + j * BC < channels, EDGE, TAIL)
     return behind
 
 
@@ -172,7 +213,7 @@ def aggregates(
     U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
     SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, NC: tl.constexpr, SOFTPLUS: tl.constexpr,
     BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr,
-    PAIR: tl.constexpr, ADJOINT: tl.constexpr,
+    PAIR: tl.constexpr, ADJOINT: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Write the sum of steps and the end state of one chunk that begins with zero, PAIR directions after each other.
 
@@ -205,17 +246,37 @@ def aggregates(
             h += (tl.zeros([NB, BC], tl.float32),)
             total += (tl.zeros([BT, BC], tl.float32),)
         full = count // BT * BT
-        for i in range(0, full, BT):
-            h, total = _aggregate(
-                u_at, s_at, B_at, u_channel, s_channel, B_state, held, h, total, way, i, row, c, row < BT, channels,
-                n < states, U_BYTES, S_BYTES, B_BYTES, R, RP, SPLIT, NB, BT, BC, NC, SOFTPLUS, DENSE, TIGHT, EDGE,
-                MASKED, ADJOINT, False,
-            )  # fmt: skip
+        if full > 0:
+            if AHEAD:
+                _, steps_in, B_row, _, x, _ = _read(
+                    u_at, s_at, B_at, B_at, u_at, u_channel, s_channel, u_channel, way, 0, row, c, row < BT, channels,
+                    0, U_BYTES, S_BYTES, B_BYTES, B_BYTES, U_BYTES, R, RP, SPLIT, NB, BC, NC, DENSE, EDGE, 0, False,
+                    False,
+                )  # fmt: skip
+            for i in range(0, full, BT):
+                at = tl.minimum(i + BT, full - BT) if AHEAD else i
+                _, steps_in1, B_row1, _, x1, _ = _read(
+                    u_at, s_at, B_at, B_at, u_at, u_channel, s_channel, u_channel, way, at, row, c, row < BT, channels,
+                    0, U_BYTES, S_BYTES, B_BYTES, B_BYTES, U_BYTES, R, RP, SPLIT, NB, BC, NC, DENSE, EDGE, 0, False,
+                    False,
+                )  # fmt: skip
+                if not AHEAD:
+                    steps_in, B_row, x = steps_in1, B_row1, x1
+                h, total = _aggregate(
+                    steps_in, B_row, x, B_at, B_state, held, h, total, way, i, row < BT, n < states, B_BYTES, R, SPLIT,
+                    NB, BT, BC, NC, SOFTPLUS, TIGHT, MASKED, ADJOINT, False,
+                )  # fmt: skip
+                if AHEAD:
+                    steps_in, B_row, x = steps_in1, B_row1, x1
         if full < count:
+            _, steps_in, B_row, _, x, _ = _read(
+                u_at, s_at, B_at, B_at, u_at, u_channel, s_channel, u_channel, way, full, row, c, full + row < count,
+                channels, 0, U_BYTES, S_BYTES, B_BYTES, B_BYTES, U_BYTES, R, RP, SPLIT, NB, BC, NC, DENSE, EDGE, 0,
+                False, True,
+            )  # fmt: skip
             h, total = _aggregate(
-                u_at, s_at, B_at, u_channel, s_channel, B_state, held, h, total, way, full, row, c, full + row < count,
-                channels, n < states, U_BYTES, S_BYTES, B_BYTES, R, RP, SPLIT, NB, BT, BC, NC, SOFTPLUS, DENSE, TIGHT,
-                EDGE, MASKED, ADJOINT, True,
+                steps_in, B_row, x, B_at, B_state, held, h, total, way, full, full + row < count, n < states, B_BYTES,
+                R, SPLIT, NB, BT, BC, NC, SOFTPLUS, TIGHT, MASKED, ADJOINT, True,
             )  # fmt: skip
         at = (chunk_id * images.to(tl.int64) + image) * dirs + k
         _keep(ends + (at * states + n[:, None]) * channels + c[None, :], h, c, n, channels, states, BC, NC)
@@ -225,23 +286,22 @@ def aggregates(
 
 @triton.jit
 def _aggregate(
-    u, s, B, u_channel, s_channel, B_state, held, h, total, way, i, row, c, valid, channels, n_inside,
-    U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, NC: tl.constexpr, SOFTPLUS: tl.constexpr,
-    DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr, ADJOINT: tl.constexpr,
+    steps_in, B_row, x, B, B_state, held, h, total, way, i, valid, n_inside,
+    B_BYTES: tl.constexpr, R: tl.constexpr, SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
+    NC: tl.constexpr, SOFTPLUS: tl.constexpr, TIGHT: tl.constexpr, MASKED: tl.constexpr, ADJOINT: tl.constexpr,
     TAIL: tl.constexpr,
 ):  # fmt: skip
     """Return the states behind one tile, and the sums of steps with its own added."""
-    pixel = place(way, i + row)
-    x_at = cells(u, pixel, U_BYTES, c, u_channel, DENSE)
-    low_rank = low_rank_at(s, pixel, valid, RP, S_BYTES, R, SPLIT, TAIL)
-    B_row = load_row(at_pixels(B, pixel, B_BYTES), valid, TAIL)[:, None] if NB == 1 else 1.0
     behind, sums = (), ()
     for j in tl.static_range(NC):
-        x, step, a = _block(held[j], low_rank, x_at, s, u_channel, s_channel, pixel, c, valid, c + j * BC < channels,
-                            S_BYTES, R, SPLIT, SOFTPLUS, DENSE, EDGE, TAIL, j * BC)  # fmt: skip
-        v = x if ADJOINT else step * x
-        end, _ = advance(step, v * B_row, h[j], a, B, B, B_state, B_state, way, i, n_inside,
+        high, low, bias, a = held[j]
+        step, _, _ = steps(steps_in[0 if R > 0 else j], high, low, bias, valid, R, SPLIT, SOFTPLUS, TAIL)
+        v = x[j].to(tl.float32)
+        if not ADJOINT:
+            v *= step
+        if NB == 1:
+            v *= B_row.to(tl.float32)[:, None]
+        end, _ = advance(step, v, h[j], a, B, B, B_state, B_state, way, i, n_inside,
                          B_BYTES, B_BYTES, TIGHT, BT, NB, BC, ADJOINT, False, MASKED)  # fmt: skip
         behind += (end,)
         sums += (total[j] + step,)

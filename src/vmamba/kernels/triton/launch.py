@@ -210,6 +210,7 @@ class Scan:
             "BC": tile.block,
             "NC": tile.blocks,
             "SOFTPLUS": self.softplus,
+            "AHEAD": tile.ahead,
             "BIAS": self.bias is not None,
             "DENSE": u.stride(3) == 1 and other.stride(3) == 1,
             "TIGHT": min(_packed(self.B), _packed(self.C)),

@@ -81,12 +81,14 @@ class Tile(NamedTuple):
         rows: places of a tile (BT), of which a lane holds all.
         states: states that one pass computes (NB).
         blocks: blocks of channels that one program takes in turn (NC).
+        ahead: whether a tile is loaded while the one before it is computed.
     """
 
     lanes: int
     rows: int
     states: int
     blocks: int = 1
+    ahead: bool = True
 
     @property
     def block(self) -> int:

@@ -66,8 +66,8 @@ def beside(addresses, channels: tl.constexpr, channel_stride, DENSE: tl.constexp
 
 
 @triton.jit
-def load_tile(addresses, valid, inside, EDGE: tl.constexpr, TAIL: tl.constexpr):
-    """A tile in float32, zero outside the chunk (TAIL) and beyond the last channel (EDGE)."""
+def read_tile(addresses, valid, inside, EDGE: tl.constexpr, TAIL: tl.constexpr):
+    """A tile in memory's own dtype, zero outside the chunk (TAIL) and beyond the last channel (EDGE)."""
     if TAIL and EDGE:
         found = tl.load(addresses, valid[:, None] & inside[None, :], 0.0)
     elif TAIL:
@@ -76,7 +76,13 @@ def load_tile(addresses, valid, inside, EDGE: tl.constexpr, TAIL: tl.constexpr):
         found = tl.load(addresses, (valid[:, None] | True) & inside[None, :], 0.0)
     else:
         found = tl.load(addresses)
-    return found.to(tl.float32)
+    return found
+
+
+@triton.jit
+def load_tile(addresses, valid, inside, EDGE: tl.constexpr, TAIL: tl.constexpr):
+    """The same in float32."""
+    return read_tile(addresses, valid, inside, EDGE, TAIL).to(tl.float32)
 
 
 @triton.jit
@@ -94,10 +100,9 @@ def store_tile(addresses, found, valid, inside, EDGE: tl.constexpr, TAIL: tl.con
 
 
 @triton.jit
-def load_row(addresses, valid, TAIL: tl.constexpr):
-    """One number for each row of a tile, float32."""
-    found = tl.load(addresses, valid, 0.0) if TAIL else tl.load(addresses)
-    return found.to(tl.float32)
+def read_row(addresses, valid, TAIL: tl.constexpr):
+    """One number for each row of a tile, in memory's own dtype."""
+    return tl.load(addresses, valid, 0.0) if TAIL else tl.load(addresses)
 
 
 @triton.jit
@@ -146,25 +151,25 @@ def product(x, y):
 
 
 @triton.jit
-def steps(low_rank, s, s_channel, high, low, bias, pixel, c, valid, inside, S_BYTES: tl.constexpr, R: tl.constexpr,
-          SPLIT: tl.constexpr, SOFTPLUS: tl.constexpr, EDGE: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
+def steps(s, high, low, bias, valid, R: tl.constexpr, SPLIT: tl.constexpr, SOFTPLUS: tl.constexpr,
+          TAIL: tl.constexpr):  # fmt: skip
     """The steps δ of a tile, ``p`` before softplus, and ``exp(-|p|)``. Rows outside the chunk have step 0: they decay
     nothing and add nothing.
 
-    With R > 0 the weight ``[BC, RP]``, as `load_weight` has it, projects the low-rank steps (`low_rank_at`); with
-    R = 0 ``s`` holds p without its bias.
+    With R > 0 the weight ``[BC, RP]``, as `load_weight` has it, projects the low-rank steps ``s`` (`low_rank_at`); with
+    R = 0 ``s [BT, BC]`` is p without its bias.
     """
     if R > 0:
         # Channels are the product's rows, of which the matrix unit takes 16 at a time, places its columns: 8.
         if SPLIT == 0:
-            p = tl.dot(high, low_rank.to(tl.float32), input_precision="tf32x3")
+            p = tl.dot(high, s.to(tl.float32), input_precision="tf32x3")
         else:
-            p = product(high, low_rank)
+            p = product(high, s)
             if SPLIT == 1:
-                p += product(low, low_rank)
+                p += product(low, s)
         p = tl.trans(p) + bias[None, :]
     else:
-        p = load_tile(cells(s, pixel, S_BYTES, c, s_channel, False), valid, inside, EDGE, TAIL) + bias[None, :]
+        p = s.to(tl.float32) + bias[None, :]
     if SOFTPLUS:
         step, e = softplus(p)
     else:

@@ -1,6 +1,6 @@
 """The time that the scan kernels of a model can take at best on an H100, counted from compiled code and bytes; no GPU.
 
-    python benchmarks/gpu_expected.py [--model vmamba_tiny_s1l8] [--batch 128]
+    python benchmarks/gpu/expected.py [--model vmamba_tiny_s1l8] [--batch 128]
 
 Instructions: those of the main loop, for all places, channels and directions, at one a cycle and scheduler. Bytes: what a
 launch touches first, at the card's bandwidth. The larger of the two is what a launch can do at best.
