@@ -28,6 +28,7 @@ _peek_interpreter: Callable[[], object] | None = getattr(
 _in_dispatch_mode: Callable[[], bool] | None = getattr(_python_dispatch, "is_in_torch_dispatch_mode", None)
 _modes_on_stack: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _any_global_hook: Callable[[], bool] | None = getattr(_module, "_has_any_global_hook", None)
+_PLAIN = frozenset({Tensor, nn.Parameter, type(None)})
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -72,12 +73,9 @@ def is_plain(*tensors: Tensor | None) -> bool:
     Compilers and exporters do, function transforms, forward-mode differentiation, dispatch modes such as a FLOP
     counter, and subclasses of `torch.Tensor`.
     """
-    return (
-        not is_traced()
-        and not is_transformed()
-        and not (_in_dispatch_mode() if _in_dispatch_mode is not None else _modes_on_stack())
-        and all(t is None or type(t) in (Tensor, nn.Parameter) for t in tensors)
-    )
+    if is_traced() or is_transformed() or (_in_dispatch_mode() if _in_dispatch_mode is not None else _modes_on_stack()):
+        return False
+    return _PLAIN.issuperset(map(type, tensors))
 
 
 def has_memory(t: Tensor) -> bool:

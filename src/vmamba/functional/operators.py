@@ -7,6 +7,7 @@ does on a small map.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from types import ModuleType
@@ -20,6 +21,7 @@ from vmamba.errors import BackendError, InputError
 from vmamba.kernels import triton
 
 
+@functools.cache
 def kernels(name: str) -> ModuleType:
     """A module of `vmamba.kernels.triton`, which imports Triton: not before it is needed."""
     return importlib.import_module(f"vmamba.kernels.triton.{name}")

@@ -153,6 +153,18 @@ def _(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, Tensor
     return _dense(u), u.new_empty(shape, dtype=torch.float32)
 
 
+def _selective_scan_gradients(dy: Tensor, saved: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """Return the gradients of u, delta, A, B, C, D and delta_bias, empty where the input is None."""
+    *inputs, delta_softplus = arguments
+    u, gradients = inputs[0], _like(inputs)
+    if u.numel():
+        into = given(gradients, inputs)
+        _kernels(u).selective_scan.backward(dy, saved, *inputs, delta_softplus, into, _workspace(u))
+    else:
+        gradients = tuple(g.zero_() for g in gradients)
+    return gradients
+
+
 @torch.library.custom_op("vmamba::selective_scan_backward", mutates_args=())
 def _selective_scan_backward(
     dy: Tensor,
@@ -166,16 +178,9 @@ def _selective_scan_backward(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of u, delta, A, B, C, D and delta_bias, empty where the input is None."""
-    kernels, inputs = _kernels(u), (u, delta, A, B, C, D, delta_bias)
-    _checked(kernels, (u, delta, B, C, dy), (A, D, delta_bias, saved))
-    gradients = _like(inputs)
-    if u.numel():
-        into = given(gradients, inputs)
-        kernels.selective_scan.backward(dy, saved, *inputs, delta_softplus, into, _workspace(u))
-    else:
-        gradients = tuple(g.zero_() for g in gradients)
-    return gradients  # type: ignore[return-value]
+    """See `_selective_scan_gradients`."""
+    _checked(_kernels(u), (u, delta, B, C, dy), (A, D, delta_bias, saved))
+    return _selective_scan_gradients(dy, saved, u, delta, A, B, C, D, delta_bias, delta_softplus)  # type: ignore[return-value]
 
 
 @_selective_scan_backward.register_fake
@@ -196,7 +201,7 @@ def selective_scan(
     """See `vmamba.scan.selective_scan`. float64 tensors beside a 16- or 32-bit ``u`` are rounded to float32."""
     delta, B, C = (_narrow(t) for t in (delta, B, C))
     tensors = (u, delta, A.float(), B, C, _float(D), _float(delta_bias))
-    return _run(_selective_scan_kernel, _selective_scan, tensors, delta_softplus)
+    return _run(_SELECTIVE_SCAN, tensors, delta_softplus)
 
 
 # The 2-d scan.
@@ -248,6 +253,19 @@ def _(
     return _dense(x), x.new_empty(shape, dtype=torch.float32)
 
 
+def _ss2d_scan_gradients(dy: Tensor, saved: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """Return the gradients of x, x_dbl, dt_weight, dt_bias, A and D, empty where the input is None."""
+    *inputs, readings, delta_softplus = arguments
+    x, x_dbl = inputs[:2]
+    if not x.numel():
+        return tuple(g.zero_() for g in _like(inputs))
+    gradients = _like(inputs, torch.float32)
+    into = given(gradients, inputs)
+    _kernels(x).ss2d_scan.backward(dy.contiguous(), saved, *inputs, readings, delta_softplus, into, _workspace(x))
+    dx, dx_dbl, *of_parameters = gradients
+    return dx.to(x.dtype), dx_dbl.to(x_dbl.dtype), *of_parameters
+
+
 @torch.library.custom_op("vmamba::ss2d_scan_backward", mutates_args=())
 def _ss2d_scan_backward(
     dy: Tensor,
@@ -261,16 +279,10 @@ def _ss2d_scan_backward(
     readings: Sequence[int],
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, x_dbl, dt_weight, dt_bias, A and D, empty where the input is None."""
-    kernels, inputs = _kernels(x), (x, x_dbl, dt_weight, dt_bias, A, D)
-    _checked(kernels, (x, x_dbl), (dt_weight, dt_bias, A, D, saved, dy))
-    if not x.numel():
-        return tuple(g.zero_() for g in _like(inputs))  # type: ignore[return-value]
-    gradients = _like(inputs, torch.float32)
-    into = given(gradients, inputs)
-    kernels.ss2d_scan.backward(dy.contiguous(), saved, *inputs, readings, delta_softplus, into, _workspace(x))
-    dx, dx_dbl, *of_parameters = gradients
-    return dx.to(x.dtype), dx_dbl.to(x_dbl.dtype), *of_parameters  # type: ignore[return-value]
+    """See `_ss2d_scan_gradients`."""
+    _checked(_kernels(x), (x, x_dbl), (dt_weight, dt_bias, A, D, saved, dy))
+    inputs = (x, x_dbl, dt_weight, dt_bias, A, D)
+    return _ss2d_scan_gradients(dy, saved, *inputs, readings, delta_softplus)  # type: ignore[return-value]
 
 
 @_ss2d_scan_backward.register_fake
@@ -290,19 +302,53 @@ def ss2d_scan(
 ) -> Tensor:
     """See `vmamba.scan.ss2d_scan`. Parameters, and a float64 ``x_dbl`` beside a narrower ``x``, become float32."""
     tensors = (x, _narrow(x_dbl), dt_weight.float(), _float(dt_bias), A.float(), _float(D))
-    return _run(_ss2d_scan_kernel, _ss2d_scan, tensors, readings_of(scan_mode), delta_softplus)
+    return _run(_SS2D_SCAN, tensors, readings_of(scan_mode), delta_softplus)
 
 
 # What both share: how they are called.
 
 
-def _run(kernel: Any, operator: Any, tensors: Sequence[Tensor | None], *options: Any) -> Tensor:
-    """Call an operator, or its kernel where that serves; save states where backward will ask for them."""
+class _Scan(NamedTuple):
+    """A scan both ways, as operators and as the functions behind them."""
+
+    kernel: Callable[..., tuple[Tensor, Tensor | None]]
+    operator: Any
+    gradients: Callable[..., Sequence[Tensor]]
+    gradients_operator: Any
+
+
+_SELECTIVE_SCAN = _Scan(_selective_scan_kernel, _selective_scan, _selective_scan_gradients, _selective_scan_backward)
+_SS2D_SCAN = _Scan(_ss2d_scan_kernel, _ss2d_scan, _ss2d_scan_gradients, _ss2d_scan_backward)
+
+
+def _run(scan: _Scan, tensors: Sequence[Tensor | None], *options: Any) -> Tensor:
+    """Call the operator, or what is behind it where that serves; save states where backward will ask for them."""
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     # An operator's way through the dispatcher takes as long as the kernel does on a small map.
-    run = operator if save or not _torch.is_plain(*tensors) else kernel
-    y: Tensor = run(*tensors, *options, save)[0]
+    if not _torch.is_plain(*tensors):
+        y: Tensor = scan.operator(*tensors, *options, save)[0]
+    elif save:
+        y = _Differentiable.apply(scan, options, *tensors)
+    else:
+        y = scan.kernel(*tensors, *options, False)[0]
     return y
+
+
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scan: _Scan, options: tuple[Any, ...], *tensors: Tensor | None) -> Tensor:
+        y, saved = scan.kernel(*tensors, *options, True)
+        ctx.save_for_backward(saved, *tensors)
+        ctx.scan, ctx.options = scan, options
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        saved, *inputs = ctx.saved_tensors
+        # Gradients of gradients, batched ones and what compilers trace are for the operator to run or to refuse.
+        plain = not torch.is_grad_enabled() and _torch.is_plain(dy) and _torch.has_memory(dy)
+        run = ctx.scan.gradients if plain and dy.layout == torch.strided else ctx.scan.gradients_operator
+        return None, None, *given(run(dy, saved, *inputs, *ctx.options), inputs)
 
 
 def _float(t: Tensor | None) -> Tensor | None:

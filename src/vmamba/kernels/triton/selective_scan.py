@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from vmamba.kernels.triton.launch import Scan
+from vmamba.kernels.triton.launch import Inputs, Scan, Workspace, plan_of
 from vmamba.kernels.triton.plan import Pairs, Walk, group_of
-
-#: Makes a float32 workspace of so many elements.
-Workspace = Callable[[int], Tensor]
 
 _ONWARD = Pairs((Walk(0, 0, 0, 1, 0), Walk(0, 0, 0, 1, 0)), backwards=0)
 
@@ -29,29 +26,12 @@ def _by_place(t: Tensor, directions: int) -> Tensor:
     return by_place
 
 
-def _scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> Scan:
+def _inputs(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None
+) -> Inputs:
     directions = B.shape[1]
-    return Scan(
-        _by_place(u, directions),
-        _by_place(delta, directions),
-        None,
-        delta_bias,
-        A,
-        B.transpose(2, 3),
-        C.transpose(2, 3),
-        D,
-        _ONWARD,
-        delta_softplus,
-    )
+    maps = _by_place(u, directions), _by_place(delta, directions)
+    return Inputs(*maps, None, delta_bias, A, B.transpose(2, 3), C.transpose(2, 3), D)
 
 
 def forward(
@@ -79,8 +59,10 @@ def forward(
     Returns:
         what ran.
     """
-    scan = _scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
-    return scan.forward(_by_place(y, B.shape[1]), saved, workspace)
+    inputs, out, directions = _inputs(u, delta, A, B, C, D, delta_bias), _by_place(y, B.shape[1]), B.shape[1]
+    scan = Scan(inputs, _ONWARD, delta_softplus, plan_of(u, A, directions, 0))
+    run = scan.forward(out, save=saved is not None)
+    return run(inputs, out, saved, workspace)
 
 
 def backward(
@@ -109,11 +91,13 @@ def backward(
     assert dB is not None
     assert dC is not None
     states, directions = A.shape[1], B.shape[1]
-    scan = _scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    inputs, of_y = _inputs(u, delta, A, B, C, D, delta_bias), _by_place(dy, directions)
+    scan = Scan(inputs, _ONWARD, delta_softplus, plan_of(u, A, directions, 0))
     # Gradients to which every block of states adds are added up in float32.
     several = states > scan.plan.backward.states
     sums = [_by_place(workspace(t.numel()).view(t.shape) if several else t, directions) for t in (du, ddelta)]
-    found = scan.backward(_by_place(dy, directions), saved, sums[0], sums[1], workspace)
+    run = scan.backward(of_y, sums[0], sums[1])
+    found = run(inputs, of_y, saved, sums[0], sums[1], workspace)
     if several:
         for gradient, total in zip((du, ddelta), sums, strict=True):
             _by_place(gradient, directions).copy_(total)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vmamba.kernels.triton.launch import Scan
-from vmamba.kernels.triton.plan import Pairs, group_of, pairs
-
-#: Makes a float32 workspace of so many elements.
-Workspace = Callable[[int], Tensor]
+from vmamba.kernels.triton.launch import Backward, Forward, Inputs, Scan, Workspace, offset, plan_of
+from vmamba.kernels.triton.plan import Plan, group_of, pairs
 
 _DIRECTIONS = 4
+_ALIGNED = 4  # elements: states are loaded in fours at most
 
 
 def saved_shape(x: Tensor, A: Tensor) -> tuple[int, ...]:
@@ -25,7 +25,73 @@ def saved_shape(x: Tensor, A: Tensor) -> tuple[int, ...]:
     return (h * w - 1) // group_of(A.shape[1]) + 2, b, _DIRECTIONS, A.shape[1], d
 
 
-def _scan(
+class _Layout(NamedTuple):
+    """How a tensor lies in memory."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int  # elements from an address that every load's alignment divides
+    dtype: torch.dtype
+
+    def empty(self) -> Tensor:
+        """A tensor that lies so, without memory."""
+        end = self.offset + 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+        memory = torch.empty(end, dtype=self.dtype, device="meta")
+        return memory.as_strided(self.shape, self.strides, self.offset)
+
+
+def _layout(t: Tensor) -> _Layout:
+    return _Layout(t.shape, t.stride(), offset(t) % _ALIGNED, t.dtype)
+
+
+class _Call(NamedTuple):
+    """All that decides how a scan is launched."""
+
+    plan: Plan
+    x: _Layout
+    x_dbl: _Layout
+    rank: int
+    states: int
+    bias: bool
+    skip: bool
+    readings: tuple[int, ...]
+    softplus: bool
+
+    def scan(self) -> tuple[Scan, Tensor]:
+        """It, and a float32 map as its output and gradients are."""
+        b, h, w, d = self.x.shape
+        x, x_dbl = self.x.empty(), self.x_dbl.empty()
+        by_direction = x_dbl.flatten(1, 2).transpose(1, 2)  # (b, k, l, r + 2n)
+        steps, B, C = by_direction.split([self.rank, self.states, self.states], dim=3)
+
+        def parameter(*shape: int) -> Tensor:
+            return torch.empty(shape, device="meta")
+
+        inputs = Inputs(
+            _shared(x), steps, parameter(_DIRECTIONS, d, self.rank), parameter(_DIRECTIONS * d) if self.bias else None,
+            parameter(_DIRECTIONS * d, self.states), B, C, parameter(_DIRECTIONS * d) if self.skip else None,
+        )  # fmt: skip
+        return Scan(inputs, pairs(self.readings, h, w), self.softplus, self.plan), _shared(parameter(b, h, w, d))
+
+
+def _shared(t: Tensor) -> Tensor:
+    """``(b, h, w, d)`` as ``(b, k, l, d)``: all directions have the same pixels."""
+    return t.flatten(1, 2)[:, None].expand(-1, _DIRECTIONS, -1, -1)
+
+
+@functools.lru_cache(1024)
+def _forward(call: _Call, save: bool) -> Forward:
+    scan, out = call.scan()
+    return scan.forward(out, save=save)
+
+
+@functools.lru_cache(1024)
+def _backward(call: _Call) -> Backward:
+    scan, out = call.scan()
+    return scan.backward(out, out, None)
+
+
+def _prepared(
     x: Tensor,
     x_dbl: Tensor,
     dt_weight: Tensor,
@@ -34,19 +100,21 @@ def _scan(
     D: Tensor | None,
     readings: Sequence[int],
     delta_softplus: bool,
-) -> Scan:
-    _, h, w, _ = x.shape
+) -> tuple[_Call, Inputs]:
     rank, states = dt_weight.shape[2], A.shape[1]
-    walked: Pairs = pairs(readings, h, w)
-    pixels, columns = x.flatten(1, 2), x_dbl.flatten(1, 2)  # (b, l, d), (b, l, k, r + 2n)
-    if pixels.stride(2) != 1:
-        pixels = pixels.contiguous()
-    if columns.stride(3) != 1:
-        columns = columns.contiguous()
-    by_direction = columns.transpose(1, 2)  # (b, k, l, r + 2n)
-    low_rank, B, C = by_direction.split([rank, states, states], dim=3)
-    shared = pixels[:, None].expand(-1, _DIRECTIONS, -1, -1)  # all directions read the same pixels
-    return Scan(shared, low_rank, dt_weight, dt_bias, A, B, C, D, walked, delta_softplus)
+    x, x_dbl = _flat(x), _flat(x_dbl)
+    skip, bias = D is not None, dt_bias is not None
+    layouts = _layout(x), _layout(x_dbl)
+    call = _Call(plan_of(x, A, 1, rank), *layouts, rank, states, bias, skip, tuple(readings), delta_softplus)
+    # The kernels know the strides: of views only where they begin counts.
+    steps, B, C = x_dbl.split([rank, states, states], dim=-1)
+    return call, Inputs(x, steps, dt_weight, dt_bias, A, B, C, D)
+
+
+def _flat(t: Tensor) -> Tensor:
+    """``(b, h, w, …)`` with the numbers of a pixel beside each other, and one distance from pixel to pixel."""
+    strides = t.stride()
+    return t if strides[-1] == 1 and strides[1] == t.shape[2] * strides[2] else t.contiguous()
 
 
 def forward(
@@ -73,9 +141,8 @@ def forward(
     Returns:
         what ran.
     """
-    scan = _scan(x, x_dbl, dt_weight, dt_bias, A, D, readings, delta_softplus)
-    out = y.flatten(1, 2)[:, None].expand(-1, _DIRECTIONS, -1, -1)
-    return scan.forward(out, saved, workspace)
+    call, inputs = _prepared(x, x_dbl, dt_weight, dt_bias, A, D, readings, delta_softplus)
+    return _forward(call, saved is not None)(inputs, y, saved, workspace)
 
 
 def backward(
@@ -101,10 +168,7 @@ def backward(
     dx, dx_dbl, d_dt_weight, d_dt_bias, dA, dD = gradients
     assert dx is not None
     assert dx_dbl is not None
-    scan = _scan(x, x_dbl, dt_weight, dt_bias, A, D, readings, delta_softplus)
-    every = (-1, _DIRECTIONS, -1, -1)
-    out = dx.flatten(1, 2)[:, None].expand(every)
-    dy = dy.flatten(1, 2)[:, None].expand(every)
-    found = scan.backward(dy, saved, out, None, workspace)
+    call, inputs = _prepared(x, x_dbl, dt_weight, dt_bias, A, D, readings, delta_softplus)
+    found = _backward(call)(inputs, dy, saved, dx, None, workspace)
     torch.sum(found.columns, 0, out=dx_dbl.view(found.columns.shape[1:]))
     found.fill(d_dt_weight, d_dt_bias, dA, dD)
