@@ -49,14 +49,17 @@ def depthwise_gradients(
     if not x.numel():
         return dx, d_weight.zero_(), d_bias.zero_()
     with torch.cuda.device_of(x):
-        parts = kernels("depthwise").backward(
-            x, weight, bias, silu, dy, dx if of_x else None, of_parameters, workspace(x)
+        kernels("depthwise").backward(
+            x,
+            weight,
+            bias,
+            silu,
+            dy,
+            dx if of_x else None,
+            d_weight if of_parameters else None,
+            d_bias if of_parameters and bias is not None else None,
+            workspace(x),
         )
-        if parts is not None:
-            taps = weight.numel()
-            d_weight = parts[:, :taps].sum(0).to(weight.dtype).view(weight.shape)
-            if bias is not None:
-                d_bias = parts[:, taps:].sum(0).to(bias.dtype)
     return dx, d_weight, d_bias
 
 

@@ -21,6 +21,7 @@ from vmamba.layers.basic import Conv2d
 from vmamba.layers.chain import chain
 
 kernels = pytest.importorskip("vmamba.kernels.triton.depthwise")
+sums = pytest.importorskip("vmamba.kernels.triton.sums")
 jit = pytest.importorskip("vmamba.kernels.triton.jit")
 interpreted = pytest.mark.skipif(
     not jit.INTERPRETED and not torch.cuda.is_available(),
@@ -131,12 +132,23 @@ def test_parameters_in_16_bits(dtype: torch.dtype) -> None:
 
 
 @interpreted
-def test_strips_of_rows_and_several_groups_of_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_LEAST_ROWS", 2)
-    compare(inputs(1, 7, 5, 8), silu=True)
-    monkeypatch.setattr(kernels, "_PROGRAMS_PER_SM", 1)
-    monkeypatch.setattr(kernels, "processors", lambda device: 1)
-    compare(inputs(3, 3, 9, 8), silu=True)
+@pytest.mark.long
+@pytest.mark.parametrize("together", [1, 2, 4, 7])
+def test_strips_of_rows_and_several_columns_of_a_lane(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps of one group of columns and of several, whole ones and not; strips, and several tiles of a program."""
+    for least_rows, per_processor in ((3, 9), (9, 1)):
+        ways = (kernels.Way(together, 4, 0, per_processor, least_rows),)
+        monkeypatch.setattr(kernels, "FORWARD", ways)
+        monkeypatch.setattr(kernels, "BACKWARD", ways)
+        for width in (together, 2 * together, 3 * together - 1):
+            compare(inputs(2, 7, width, 8), silu=True)
+
+
+@interpreted
+def test_the_parts_of_many_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "BACKWARD", (kernels.Way(1, 1, 0, 10**6, 1),))
+    monkeypatch.setattr(sums, "_PARTS", 4)
+    compare(inputs(2, 3, 2, 5), silu=True)
 
 
 @interpreted
@@ -347,27 +359,30 @@ def test_without_a_gpu_nothing_of_triton_is_asked_for() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("capability", "dtype", "lanes", "turned"), [(80, "bf16", 8, False), (90, "fp32", 4, False), (90, "bf16", 8, True)]
-)
-def test_forward_in_registers(capability: int, dtype: str, lanes: int, turned: bool) -> None:
+@pytest.mark.parametrize(("capability", "dtype", "columns"), [(80, "bf16", 4), (90, "fp32", 4), (90, "bf16", 7)])
+def test_forward_in_registers(capability: int, dtype: str, columns: int) -> None:
+    lanes = 4 if columns == 4 else 2
     found = compiled(
         "depthwise", "convolve", capability,
         [f"*{dtype}", "*fp32", "*fp32", f"*{dtype}", *["i32"] * 10],
-        {"X_PIXEL": 96, "Y_PIXEL": 96, "BIAS": not turned, "SILU": not turned, "FLIP": turned, "BP": 4 * lanes,
-         "BC": 32, "V": lanes, "EDGE": False},
+        {"X_PIXEL": 96, "Y_PIXEL": 96, "BIAS": True, "SILU": True, "BP": lanes, "P": columns, "BC": 32, "V": lanes,
+         "EDGE": False, "EVEN": True, "BESIDE": 1}, warps=1,
     )  # fmt: skip
     assert_small(found, registers=168, spilled=0)
-    assert found.wide_loads >= 3  # a row and both its neighbours, a lane's channels at once
+    if columns == 4:
+        assert found.wide_loads >= 6  # a row's columns and one on each side, a lane's channels at once
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("capability", "dtype", "edge"), [(90, "bf16", False), (80, "fp32", True)])
-def test_backward_in_registers(capability: int, dtype: str, edge: bool) -> None:
+@pytest.mark.parametrize(
+    ("capability", "dtype", "edge", "columns", "beside"),
+    [(90, "bf16", False, 4, 1), (80, "fp32", True, 4, 1), (90, "bf16", False, 7, 0)],
+)
+def test_backward_in_registers(capability: int, dtype: str, edge: bool, columns: int, beside: int) -> None:
     found = compiled(
         "depthwise", "gradients", capability,
         [f"*{dtype}", "*fp32", "*fp32", f"*{dtype}", f"*{dtype}", "*fp32", *["i32"] * 13],
-        {"X_PIXEL": 96, "DY_PIXEL": 96, "G_PIXEL": 96, "BIAS": True, "SILU": True, "SUMS": True, "STORE": True,
-         "BP": 16, "BC": 32, "V": 4, "EDGE": edge},
+        {"X_PIXEL": 96, "DY_PIXEL": 96, "DX_PIXEL": 96, "BIAS": True, "SILU": True, "SUMS": True, "DX": True,
+         "BP": 2, "P": columns, "BC": 32, "V": 2, "EDGE": edge, "EVEN": not edge, "BESIDE": beside}, warps=1,
     )  # fmt: skip
-    assert_small(found, registers=255, spilled=64)
+    assert_small(found, registers=255, spilled=0)

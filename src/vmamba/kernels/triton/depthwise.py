@@ -1,60 +1,77 @@
 """The depthwise 3×3 convolution with SiLU on a GPU, channels-last, both ways.
 
-A program owns some columns, 32 channels of them, and slides down a strip of rows; a lane moves up to 16 bytes at once.
-Each row is loaded once (its neighbours to the left and right are the same bytes again, from the cache nearby), and the
-next one while this one is computed. The columns of all images are one line of columns, so that narrow maps fill
-programs as wide ones do. Nothing depends on timing, and sums over places are partial sums that are added in order: the
-same call gives the same bits.
+A program is one warp. A lane owns a few columns beside each other, some channels of them, and slides down a strip of
+rows: a row and the columns beside it are loaded once, and the next row while this one is computed. Lanes whose groups
+of columns end where the map ends need no others (BESIDE is 0). Nothing depends on timing, and sums over places are
+partial sums that are added in order: the same call gives the same bits.
 
 Counted, not measured, per element in 16 / 32 bits:
 
-- forward reads x and writes y once, 4 / 8 bytes, which is the least; 26 / 28 instructions (compiled for sm_90);
-- backward is two kernels, `gradients` and `convolve` with the taps turned round. The gradient g of the convolution's
-  output lies in memory between them, in the dtype of x: 10 / 20 bytes where 6 / 12 would be the least, and 45 + 21 /
-  42 + 22 instructions. One kernel would compute the convolution and g three times, for a column and for both beside it.
-  Without SiLU g is dy, and they are 8 / 16 bytes.
+- forward reads x and writes y once, 4 / 8 bytes, which is the least; 22 instructions with four columns of a lane, 20
+  with seven (compiled for sm_90);
+- backward reads x and dy and writes dx once, 6 / 12 bytes, which is the least. The gradient g of the convolution's
+  output stays in registers; for that the convolution, its sigmoid and g are computed again for a column on either side
+  of a lane's own: 67 instructions with four columns, 58 with seven, 48 with seven that are the whole width. A kernel
+  for g and one for dx would take some 50, but 10 / 20 bytes and a launch more.
 """
+
+# Triton's language has no starred elements of tuples, and tuples that grow in a loop change their type.
+# ruff: noqa: RUF005
+# mypy: disable-error-code="assignment"
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from vmamba.kernels.triton.jit import kernel
 from vmamba.kernels.triton.plan import processors
+from vmamba.kernels.triton.sums import add_parts
 
 TAPS = 9
 _BLOCK = 32  # channels of a program: 64 bytes of a pixel in 16 bits; more of them would leave fewer columns to share
-_PROGRAMS_PER_SM = 8
-_LEAST_ROWS = 7  # of a strip, which reads two more than it has
 _LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit
-def _task(rows, strips, channels, BC: tl.constexpr):
-    """A program's channels, first row, and which of the groups of columns it has."""
-    pid = tl.program_id(0)
-    blocks = tl.cdiv(channels, BC)
-    c = pid % blocks * BC + tl.arange(0, BC)
-    pid = pid // blocks
-    row0 = pid % strips * rows
-    return c, row0, pid // strips
+class Way(NamedTuple):
+    """A configuration of one of the two kernels.
+
+    Attributes:
+        together: columns of a lane.
+        lanes: channels that a lane moves at once, at most.
+        registers: of a lane, at most; 0 leaves it to the compiler, which takes more than it must, for fewer warps.
+        per_processor: programs of a multiprocessor that are wanted, of one warp each.
+        least_rows: of a strip, which reads more rows than it has.
+    """
+
+    together: int
+    lanes: int
+    registers: int
+    per_processor: int
+    least_rows: int
+
+
+#: Of these a map takes what leaves the fewest columns of a lane empty.
+FORWARD = (Way(4, 4, 0, 32, 7), Way(7, 2, 0, 32, 7))
+BACKWARD = (Way(4, 2, 168, 12, 28), Way(7, 2, 0, 12, 14))
+_WARPS = 1  # more of them would wait for each other
 
 
 @triton.jit
-def _columns(tile, images, width, BP: tl.constexpr):
-    """The image and the place in a row of each column of a tile, and whether there is such an image."""
+def _columns(tile, images, width, BP: tl.constexpr, P: tl.constexpr):
+    """The image and the first column of each group of P columns of a tile, and whether there is such an image."""
+    groups = tl.cdiv(width, P)
     first = tile.to(tl.int64) * BP
-    image0 = first // width
-    w = (first - image0 * width).to(tl.int32) + tl.arange(0, BP)
-    more = w // width
+    image0 = first // groups
+    group = (first - image0 * groups).to(tl.int32) + tl.arange(0, BP)
+    more = group // groups
     image = image0 + more
-    return image, w - more * width, image < images
+    return image, (group - more * groups) * P, image < images
 
 
 @triton.jit
@@ -65,26 +82,69 @@ def _moved(addresses, offset, V: tl.constexpr):
 
 
 @triton.jit
-def _cells(pointer, image, image_stride, row, row_stride, w, c, PIXEL: tl.constexpr):
-    """The addresses ``[BP, BC]`` of a row."""
-    of_column = pointer + image * image_stride + row.to(tl.int64) * row_stride + w.to(tl.int64) * PIXEL
+def _cells(pointer, image, image_stride, w, c, PIXEL: tl.constexpr):
+    """The addresses ``[BP, BC]`` in the first row of the first columns of groups."""
+    of_column = pointer + image * image_stride + w.to(tl.int64) * PIXEL
     return of_column[:, None] + c[None, :]
 
 
 @triton.jit
-def _three(at, offset, left, here, right, PIXEL: tl.constexpr, V: tl.constexpr):
-    """A row, in between its neighbours to the left and to the right: in the memory's dtype, zero outside the map."""
-    x0 = tl.load(_moved(at, offset - PIXEL, V), left, 0.0)
-    x1 = tl.load(_moved(at, offset, V), here, 0.0)
-    x2 = tl.load(_moved(at, offset + PIXEL, V), right, 0.0)
-    return x0, x1, x2
+def _within(w, width, here, FIRST: tl.constexpr, COUNT: tl.constexpr, P: tl.constexpr, EVEN: tl.constexpr):
+    """Whether columns ``w + FIRST`` and so on are in the map, and their channels too."""
+    left, right = here & (w > 0)[:, None], here & (w + P < width)[:, None]
+    there = ()
+    for p in tl.static_range(COUNT):
+        if EVEN and FIRST + p >= -P and FIRST + p < 0:  # whole groups are there or not
+            there = there + (left,)
+        elif EVEN and FIRST + p >= 0 and FIRST + p < P:
+            there = there + (here,)
+        elif EVEN and FIRST + p >= P and FIRST + p < 2 * P:
+            there = there + (right,)
+        else:
+            there = there + (here & ((w + FIRST + p >= 0) & (w + FIRST + p < width))[:, None],)
+    return there
 
 
 @triton.jit
-def _weigh(total, w0, w1, w2, x0, x1, x2):
-    total = w0 * x0.to(tl.float32) + total
-    total = w1 * x1.to(tl.float32) + total
-    return w2 * x2.to(tl.float32) + total
+def _load(at, offset, there, row_there, FIRST: tl.constexpr, COUNT: tl.constexpr, PIXEL: tl.constexpr, V: tl.constexpr):
+    """Columns of a row, in the memory's dtype, zero outside the map."""
+    row = ()
+    for p in tl.static_range(COUNT):
+        row = row + (tl.load(_moved(at, offset + (FIRST + p) * PIXEL, V), there[p] & row_there, 0.0),)
+    return row
+
+
+@triton.jit
+def _float(row, COUNT: tl.constexpr):
+    found = ()
+    for p in tl.static_range(COUNT):
+        found = found + (row[p].to(tl.float32),)
+    return found
+
+
+@triton.jit
+def _filled(value, COUNT: tl.constexpr):
+    row = ()
+    for _ in tl.static_range(COUNT):
+        row = row + (value,)
+    return row
+
+
+@triton.jit
+def _weigh(totals, w0, w1, w2, x, COUNT: tl.constexpr, AROUND: tl.constexpr):
+    """To each sum the products of a row of the taps with the columns of ``x`` around its own.
+
+    AROUND is how many more columns than there are sums x has on either side: none where the map ends there.
+    """
+    found = ()
+    for p in tl.static_range(COUNT):
+        total = w1 * x[p + AROUND] + totals[p]
+        if p + AROUND > 0:
+            total = w0 * x[p + AROUND - 1] + total
+        if p + 1 < COUNT + AROUND:
+            total = w2 * x[p + AROUND + 1] + total
+        found = found + (total,)
+    return found
 
 
 @triton.jit
@@ -95,163 +155,228 @@ def _sigmoid(z):
 
 
 @triton.jit
-def _taps(weight, c, inside, row: tl.constexpr, FLIP: tl.constexpr):
-    """A row of the taps, each ``[1, BC]``; FLIP takes them turned by half a turn."""
-    first: tl.constexpr = 8 - 3 * row if FLIP else 3 * row
-    step: tl.constexpr = -1 if FLIP else 1
-    at = weight + c.to(tl.int64) * 9 + first
+def _taps(weight, c, inside, row: tl.constexpr):
+    """A row of the taps, each ``[1, BC]``."""
+    at = weight + c.to(tl.int64) * 9 + 3 * row
     w0 = tl.load(at, inside, 0.0).to(tl.float32)[None, :]
-    w1 = tl.load(at + step, inside, 0.0).to(tl.float32)[None, :]
-    w2 = tl.load(at + 2 * step, inside, 0.0).to(tl.float32)[None, :]
+    w1 = tl.load(at + 1, inside, 0.0).to(tl.float32)[None, :]
+    w2 = tl.load(at + 2, inside, 0.0).to(tl.float32)[None, :]
     return w0, w1, w2
+
+
+@triton.jit
+def _bias(bias, c, inside, BP: tl.constexpr, BC: tl.constexpr, BIAS: tl.constexpr):
+    base = tl.zeros([BP, BC], tl.float32)
+    if BIAS:
+        base += tl.load(bias + c, inside, 0.0).to(tl.float32)[None, :]
+    return base
 
 
 @kernel
 def convolve(
     x, weight, bias, y, x_image, x_row, y_image, y_row, images, height, width, channels, rows, strips,
-    X_PIXEL: tl.constexpr, Y_PIXEL: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, FLIP: tl.constexpr,
-    BP: tl.constexpr, BC: tl.constexpr, V: tl.constexpr, EDGE: tl.constexpr,
+    X_PIXEL: tl.constexpr, Y_PIXEL: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr,
+    BP: tl.constexpr, P: tl.constexpr, BC: tl.constexpr, V: tl.constexpr, EDGE: tl.constexpr,
+    EVEN: tl.constexpr, BESIDE: tl.constexpr,
 ):  # fmt: skip
-    """``y`` for BP columns of a strip of rows. A row is added to three sums, those of the outputs around it."""
-    c, row0, tile = _task(rows, strips, channels, BC)
-    image, w, there = _columns(tile, images, width, BP)
+    """``y`` for BP·P columns of a strip of rows. A row is added to three sums, those of the outputs around it."""
+    X: tl.constexpr = P + 2 * BESIDE
+    pid = tl.program_id(0)
+    blocks = tl.cdiv(channels, BC)
+    c = pid % blocks * BC + tl.arange(0, BC)
+    row0 = pid // blocks % strips * rows
+    image, w, in_image = _columns(pid // blocks // strips, images, width, BP, P)
     inside = c < channels
-    count = tl.minimum(rows, height - row0)
-    here = there[:, None]
+    here = in_image[:, None]
     if EDGE:
         here = tl.max_constancy(here & inside[None, :], [1, V])
-    left, right = here & (w > 0)[:, None], here & (w < width - 1)[:, None]
-    w00, w01, w02 = _taps(weight, c, inside, 0, FLIP)
-    w10, w11, w12 = _taps(weight, c, inside, 1, FLIP)
-    w20, w21, w22 = _taps(weight, c, inside, 2, FLIP)
-    base = tl.zeros([1, BC], tl.float32)
-    if BIAS:
-        base += tl.load(bias + c, inside, 0.0).to(tl.float32)[None, :]
-
-    at = _cells(x, image, x_image, row0, x_row, w, c, X_PIXEL)
-    out = _cells(y, image, y_image, row0, y_row, w, c, Y_PIXEL)
+    end = tl.minimum(row0 + rows, height)
+    there = _within(w, width, here, -BESIDE, X, P, EVEN)
+    at = _cells(x, image, x_image, w, c, X_PIXEL)
+    out = _cells(y, image, y_image, w, c, Y_PIXEL)
     x_step, y_step = x_row.to(tl.int64), y_row.to(tl.int64)
-    above = row0 > 0
-    x0, x1, x2 = _three(at, -x_step, left & above, here & above, right & above, X_PIXEL, V)
-    n0, n1, n2 = _three(at, 0 * x_step, left, here, right, X_PIXEL, V)
-    next = _weigh(base, w00, w01, w02, x0, x1, x2)
-    x0, x1, x2 = n0, n1, n2
-    more = row0 + 1 < height
-    n0, n1, n2 = _three(at, x_step, left & more, here & more, right & more, X_PIXEL, V)
-    this = _weigh(next, w10, w11, w12, x0, x1, x2)
-    next = _weigh(base, w00, w01, w02, x0, x1, x2)
-    for i in range(count):
-        x0, x1, x2 = n0, n1, n2
-        more = (row0 + i + 2 < height) & (i + 1 < count)
-        n0, n1, n2 = _three(at, (i + 2) * x_step, left & more, here & more, right & more, X_PIXEL, V)
-        z = _weigh(this, w20, w21, w22, x0, x1, x2)
-        this = _weigh(next, w10, w11, w12, x0, x1, x2)
-        next = _weigh(base, w00, w01, w02, x0, x1, x2)
-        if SILU:
-            z *= _sigmoid(z)
-        tl.store(_moved(out, i * y_step, V), z.to(y.dtype.element_ty), here)
+    first = tl.maximum(row0 - 1, 0)
+    n = _load(at, first * x_step, there, True, -BESIDE, X, X_PIXEL, V)
+    w00, w01, w02 = _taps(weight, c, inside, 0)
+    w10, w11, w12 = _taps(weight, c, inside, 1)
+    w20, w21, w22 = _taps(weight, c, inside, 2)
+    base = _bias(bias, c, inside, BP, BC, BIAS)
+    this, next = _filled(base, P), _filled(base, P)
+    for i in range(first, end + 1):
+        v = _float(n, X)
+        n = _load(at, (i + 1) * x_step, there, (i < end) & (i + 1 < height), -BESIDE, X, X_PIXEL, V)
+        z = _weigh(this, w20, w21, w22, v, P, BESIDE)
+        this = _weigh(next, w10, w11, w12, v, P, BESIDE)
+        next = _weigh(_filled(base, P), w00, w01, w02, v, P, BESIDE)
+        for p in tl.static_range(P):
+            value = z[p]
+            if SILU:
+                value *= _sigmoid(value)
+            tl.store(
+                _moved(out, (i - 1) * y_step + p * Y_PIXEL, V),
+                value.to(y.dtype.element_ty),
+                there[p + BESIDE] & (i > row0),
+            )
 
 
 @kernel
 def gradients(
-    x, weight, bias, dy, g, parts, x_image, x_row, dy_image, dy_row, g_image, g_row,
+    x, weight, bias, dy, dx, parts, x_image, x_row, dy_image, dy_row, dx_image, dx_row,
     images, height, width, channels, rows, strips, tiles,
-    X_PIXEL: tl.constexpr, DY_PIXEL: tl.constexpr, G_PIXEL: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr,
-    SUMS: tl.constexpr, STORE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, V: tl.constexpr, EDGE: tl.constexpr,
+    X_PIXEL: tl.constexpr, DY_PIXEL: tl.constexpr, DX_PIXEL: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr,
+    SUMS: tl.constexpr, DX: tl.constexpr, BP: tl.constexpr, P: tl.constexpr, BC: tl.constexpr, V: tl.constexpr,
+    EDGE: tl.constexpr, EVEN: tl.constexpr, BESIDE: tl.constexpr,
 ):  # fmt: skip
-    """``g``, the gradient of the convolution's output, and the parts of those of the taps and the bias."""
-    c, row0, group = _task(rows, strips, channels, BC)
+    """``dx``, and the parts of the gradients of the taps and the bias, for some tiles of columns of a strip of rows.
+
+    While row ``i`` of x comes in, row ``i - 1`` of the convolution's output z is complete, hence of its gradient g, and
+    with that row ``i - 2`` of dx.
+    """
+    G: tl.constexpr = P + 2 * BESIDE  # columns of g: dx and the taps' gradients need those beside its own
+    X: tl.constexpr = P + 4 * BESIDE  # of x, for these
+    X_READ: tl.constexpr = SILU or SUMS
+    pid = tl.program_id(0)
+    blocks = tl.cdiv(channels, BC)
+    c = pid % blocks * BC + tl.arange(0, BC)
+    pid = pid // blocks
+    row0 = pid % strips * rows
+    group = pid // strips
     inside = c < channels
-    count = tl.minimum(rows, height - row0)
-    if SILU:
-        w00, w01, w02 = _taps(weight, c, inside, 0, False)
-        w10, w11, w12 = _taps(weight, c, inside, 1, False)
-        w20, w21, w22 = _taps(weight, c, inside, 2, False)
-        base = tl.zeros([1, BC], tl.float32)
-        if BIAS:
-            base += tl.load(bias + c, inside, 0.0).to(tl.float32)[None, :]
+    end = tl.minimum(row0 + rows, height)
+    w00, w01, w02 = _taps(weight, c, inside, 0)
+    w10, w11, w12 = _taps(weight, c, inside, 1)
+    w20, w21, w22 = _taps(weight, c, inside, 2)
+    base = _bias(bias, c, inside, BP, BC, BIAS)
     zero = tl.zeros([BP, BC], tl.float32)
     d00, d01, d02, d10, d11, d12, d20, d21, d22, d = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
-    x_step, dy_step, g_step = x_row.to(tl.int64), dy_row.to(tl.int64), g_row.to(tl.int64)
-    above = row0 > 0
+    x_step, dy_step, dx_step = x_row.to(tl.int64), dy_row.to(tl.int64), dx_row.to(tl.int64)
+    # Of g the rows beside the strip's own are needed, of x those beside these; but none outside the map.
+    first_g, last_g = tl.maximum(row0 - 1, 0), tl.minimum(end, height - 1)
+    first, last = tl.maximum(row0 - 2, 0), tl.minimum(end + 1, height)
     for tile in range(tiles):
-        image, w, there = _columns(group * tiles + tile, images, width, BP)
-        here = there[:, None]
+        image, w, in_image = _columns(group * tiles + tile, images, width, BP, P)
+        here = in_image[:, None]
         if EDGE:
             here = tl.max_constancy(here & inside[None, :], [1, V])
-        left, right = here & (w > 0)[:, None], here & (w < width - 1)[:, None]
-        at = _cells(x, image, x_image, row0, x_row, w, c, X_PIXEL)
-        dy_at = _cells(dy, image, dy_image, row0, dy_row, w, c, DY_PIXEL)
-        g_at = _cells(g, image, g_image, row0, g_row, w, c, G_PIXEL)
-        x00, x01, x02 = _three(at, -x_step, left & above, here & above, right & above, X_PIXEL, V)
-        x10, x11, x12 = _three(at, 0 * x_step, left, here, right, X_PIXEL, V)
-        x00, x01, x02 = x00.to(tl.float32), x01.to(tl.float32), x02.to(tl.float32)
-        x10, x11, x12 = x10.to(tl.float32), x11.to(tl.float32), x12.to(tl.float32)
-        more = row0 + 1 < height
-        n0, n1, n2 = _three(at, x_step, left & more, here & more, right & more, X_PIXEL, V)
-        n = tl.load(_moved(dy_at, 0 * dy_step, V), here, 0.0)
-        for i in tl.range(count, loop_unroll_factor=3):
-            x20, x21, x22, slope = n0.to(tl.float32), n1.to(tl.float32), n2.to(tl.float32), n.to(tl.float32)
-            more = (row0 + i + 2 < height) & (i + 1 < count)
-            n0, n1, n2 = _three(at, (i + 2) * x_step, left & more, here & more, right & more, X_PIXEL, V)
-            n = tl.load(_moved(dy_at, (i + 1) * dy_step, V), here & (i + 1 < count), 0.0)
+        x_there = _within(w, width, here, -2 * BESIDE, X, P, EVEN)
+        there = _within(w, width, here, -BESIDE, G, P, EVEN)
+        at = _cells(x, image, x_image, w, c, X_PIXEL)
+        dy_at = _cells(dy, image, dy_image, w, c, DY_PIXEL)
+        dx_at = _cells(dx, image, dx_image, w, c, DX_PIXEL)
+        z_this, z_next, x0, x1 = _filled(base, G), _filled(base, G), _filled(zero, P), _filled(zero, P)
+        dx_this, dx_next = _filled(zero, P), _filled(zero, P)
+        if X_READ:
+            n = _load(at, first * x_step, x_there, True, -2 * BESIDE, X, X_PIXEL, V)
+        m = _load(dy_at, (first - 1) * dy_step, there, first > first_g, -BESIDE, G, DY_PIXEL, V)
+        for i in range(first, last + 1):
+            g = _float(m, G)
+            m = _load(dy_at, i * dy_step, there, (i >= first_g) & (i <= last_g), -BESIDE, G, DY_PIXEL, V)
+            if X_READ:
+                x2 = _float(n, X)
+                n = _load(at, (i + 1) * x_step, x_there, (i < last) & (i + 1 < height), -2 * BESIDE, X, X_PIXEL, V)
             if SILU:
-                z = _weigh(base, w00, w01, w02, x00, x01, x02)
-                z = _weigh(z, w10, w11, w12, x10, x11, x12)
-                z = _weigh(z, w20, w21, w22, x20, x21, x22)
-                s = _sigmoid(z)
-                slope *= s + z * s * (1.0 - s)
-            if STORE:
-                tl.store(_moved(g_at, i * g_step, V), slope.to(g.dtype.element_ty), here)
+                z = _weigh(z_this, w20, w21, w22, x2, G, BESIDE)
+                z_this = _weigh(z_next, w10, w11, w12, x2, G, BESIDE)
+                z_next = _weigh(_filled(base, G), w00, w01, w02, x2, G, BESIDE)
+                made = ()
+                for p in tl.static_range(G):
+                    s = _sigmoid(z[p])
+                    made = made + (g[p] * s * (z[p] * (1.0 - s) + 1.0),)
+                g = made
             if SUMS:
-                d00, d01, d02 = d00 + slope * x00, d01 + slope * x01, d02 + slope * x02
-                d10, d11, d12 = d10 + slope * x10, d11 + slope * x11, d12 + slope * x12
-                d20, d21, d22 = d20 + slope * x20, d21 + slope * x21, d22 + slope * x22
-                d += slope
-            x00, x01, x02, x10, x11, x12 = x10, x11, x12, x20, x21, x22
+                own = (i > row0) & (i <= end)
+                x2_own = ()
+                for p in tl.static_range(P):
+                    x2_own = x2_own + (x2[p + 2 * BESIDE],)
+                slopes = ()
+                for p in tl.static_range(G):
+                    slopes = slopes + (tl.where(own, g[p], 0.0),)
+                for p in tl.static_range(P):
+                    d += slopes[p + BESIDE]
+                    d01 = d01 + slopes[p + BESIDE] * x0[p]
+                    d11 = d11 + slopes[p + BESIDE] * x1[p]
+                    d21 = d21 + slopes[p + BESIDE] * x2_own[p]
+                    if p + 1 < P + BESIDE:
+                        d00 = d00 + slopes[p + BESIDE + 1] * x0[p]
+                        d10 = d10 + slopes[p + BESIDE + 1] * x1[p]
+                        d20 = d20 + slopes[p + BESIDE + 1] * x2_own[p]
+                    if p + BESIDE > 0:
+                        d02 = d02 + slopes[p + BESIDE - 1] * x0[p]
+                        d12 = d12 + slopes[p + BESIDE - 1] * x1[p]
+                        d22 = d22 + slopes[p + BESIDE - 1] * x2_own[p]
+                x0, x1 = x1, x2_own
+            if DX:
+                done = _weigh(dx_this, w02, w01, w00, g, P, BESIDE)
+                dx_this = _weigh(dx_next, w12, w11, w10, g, P, BESIDE)
+                dx_next = _weigh(_filled(zero, P), w22, w21, w20, g, P, BESIDE)
+                for p in tl.static_range(P):
+                    tl.store(
+                        _moved(dx_at, (i - 2) * dx_step + p * DX_PIXEL, V),
+                        done[p].to(dx.dtype.element_ty),
+                        there[p + BESIDE] & (i >= row0 + 2),
+                    )
+        if DX:
+            for p in tl.static_range(P):
+                tl.store(
+                    _moved(dx_at, (height - 1) * dx_step + p * DX_PIXEL, V),
+                    dx_this[p].to(dx.dtype.element_ty),
+                    there[p + BESIDE] & (end == height),
+                )
     if SUMS:
-        part = parts + (group * strips + row0 // rows).to(tl.int64) * 10 * channels
-        of_taps = part + c.to(tl.int64) * 9
-        tl.store(of_taps, tl.sum(d00, 0), inside)
-        tl.store(of_taps + 1, tl.sum(d01, 0), inside)
-        tl.store(of_taps + 2, tl.sum(d02, 0), inside)
-        tl.store(of_taps + 3, tl.sum(d10, 0), inside)
-        tl.store(of_taps + 4, tl.sum(d11, 0), inside)
-        tl.store(of_taps + 5, tl.sum(d12, 0), inside)
-        tl.store(of_taps + 6, tl.sum(d20, 0), inside)
-        tl.store(of_taps + 7, tl.sum(d21, 0), inside)
-        tl.store(of_taps + 8, tl.sum(d22, 0), inside)
-        tl.store(part + channels.to(tl.int64) * 9 + c, tl.sum(d, 0), inside)
+        part = parts + (group * strips + row0 // rows).to(tl.int64) * 10 * channels + c
+        tl.store(part, tl.sum(d00, 0), inside)
+        tl.store(part + channels, tl.sum(d01, 0), inside)
+        tl.store(part + 2 * channels, tl.sum(d02, 0), inside)
+        tl.store(part + 3 * channels, tl.sum(d10, 0), inside)
+        tl.store(part + 4 * channels, tl.sum(d11, 0), inside)
+        tl.store(part + 5 * channels, tl.sum(d12, 0), inside)
+        tl.store(part + 6 * channels, tl.sum(d20, 0), inside)
+        tl.store(part + 7 * channels, tl.sum(d21, 0), inside)
+        tl.store(part + 8 * channels, tl.sum(d22, 0), inside)
+        tl.store(part + 9 * channels, tl.sum(d, 0), inside)
 
 
 class _Cut(NamedTuple):
     """How a call is cut into programs: fixed by its sizes and the number of multiprocessors."""
 
+    way: Way
     lanes: int
-    warps: int
-    columns: int
     rows: int
     strips: int
-    tasks: int  # groups of columns
+    tiles: int  # of columns, of a program
+    groups: int  # of tiles
 
-    @property
-    def constants(self) -> dict[str, int]:
-        return {"BP": self.columns, "BC": _BLOCK, "V": self.lanes, "num_warps": self.warps, "num_stages": 1}
+    def constants(self, x: Tensor) -> dict[str, int]:
+        width, channels = x.shape[2:]
+        together = self.way.together
+        limit = {"maxnreg": self.way.registers} if self.way.registers and x.is_cuda and not torch.version.hip else {}
+        return {
+            "P": together, "EVEN": width % together == 0, "BESIDE": int(width > together),
+            "BP": _columns_of(self.lanes), "BC": _BLOCK, "V": self.lanes, "EDGE": channels % _BLOCK != 0,
+            "num_warps": _WARPS, "num_stages": 1, **limit,
+        }  # fmt: skip
 
 
-def _cut(x: Tensor, lanes: int) -> _Cut:
-    images, height, width, channels = x.shape
-    wanted = _PROGRAMS_PER_SM * processors(x.device)
-    blocks, most = -(-channels // _BLOCK), max(1, height // _LEAST_ROWS)
-    warps = 4 if blocks * -(-images * width // (4 * lanes)) * most >= wanted else 1
-    columns = warps * lanes  # of 32 channels, so that every lane has one group
-    tasks = -(-images * width // columns)
-    strips = min(most, max(1, -(-wanted // (blocks * tasks))))
+def _columns_of(lanes: int) -> int:
+    """Groups of columns of a program: every lane has one, of as many channels as it moves at once."""
+    return max(1, _WARPS * 32 * lanes // _BLOCK)
+
+
+def _cut(ways: Sequence[Way], widest: int, *maps: Tensor, several: bool = False) -> _Cut:
+    images, height, width, channels = maps[0].shape
+    way = min(ways, key=lambda one: -(-width // one.together) * one.together)
+    lanes = _lanes(min(way.lanes, widest), *maps)
+    wanted = way.per_processor * processors(maps[0].device)
+    blocks, tiles = -(-channels // _BLOCK), -(-images * -(-width // way.together) // _columns_of(lanes))
+    strips = min(max(1, height // way.least_rows), -(-wanted // (blocks * tiles)))
     rows = -(-height // strips)
-    return _Cut(lanes, warps, columns, rows, -(-height // rows), tasks)
+    strips = -(-height // rows)
+    # Few parts to add at the end, while there are programs enough.
+    per_program = max(1, blocks * tiles * strips // wanted) if several else 1
+    return _Cut(way, lanes, rows, strips, per_program, -(-tiles // per_program))
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, y: Tensor, *, turned: bool = False) -> None:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, y: Tensor) -> None:
     """Fill ``y``; not for empty maps.
 
     Args:
@@ -260,16 +385,14 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, y: Tenso
         bias: ``(c)``, as weight, or None.
         silu: whether SiLU follows.
         y: ``(b, h, w, c)``, contiguous, in the dtype of ``x``. Sums are float32.
-        turned: turn the taps by half a turn, as the gradient of ``x`` needs them.
     """
     x = _dense(x)
     images, height, width, channels = x.shape
-    cut = _cut(x, _lanes(16 // x.element_size(), x, y))
-    convolve[(cut.tasks * cut.strips * -(-channels // _BLOCK),)](
+    cut = _cut(FORWARD, 16 // x.element_size(), x, y)
+    convolve[(cut.groups * cut.strips * -(-channels // _BLOCK),)](
         x, weight.contiguous(), bias if bias is None else bias.contiguous(), y, *_strides(x), *_strides(y),
         images, height, width, channels, cut.rows, cut.strips,
-        X_PIXEL=_pixel(x), Y_PIXEL=_pixel(y), BIAS=bias is not None, SILU=silu, FLIP=turned,
-        EDGE=channels % _BLOCK != 0, **cut.constants,
+        X_PIXEL=_pixel(x), Y_PIXEL=_pixel(y), BIAS=bias is not None, SILU=silu, **cut.constants(x),
     )  # fmt: skip
 
 
@@ -280,44 +403,34 @@ def backward(
     silu: bool,
     dy: Tensor,
     dx: Tensor | None,
-    sums: bool,
+    d_weight: Tensor | None,
+    d_bias: Tensor | None,
     workspace: Callable[[int], Tensor],
-) -> Tensor | None:
-    """Fill ``dx`` where it is given; not for empty maps.
+) -> None:
+    """Fill the gradients that are given; not for empty maps.
 
     Args:
         x, weight, bias, silu: as of `forward`.
         dy: ``(b, h, w, c)``.
         dx: ``(b, h, w, c)``, contiguous, in the dtype of ``x``.
-        sums: whether the other gradients are wanted.
+        d_weight, d_bias: as weight and bias, contiguous, in any of these dtypes.
         workspace: makes float32 memory for this call.
-
-    Returns:
-        The parts of the other gradients, to be added, ``(parts, 10·c)``: those of the weight in its order, then those
-        of the bias. None where they are not wanted.
     """
     x, dy = _dense(x), _dense(dy)
     images, height, width, channels = x.shape
-    g = dy.new_empty(x.shape, dtype=x.dtype) if silu and dx is not None else dy
-    parts = None
-    if sums or g is not dy:
-        cut = _cut(x, _lanes(4, x, dy, g))
-        blocks = -(-channels // _BLOCK)
-        # Sums over lanes at the end are for as many columns as possible, while there are programs enough.
-        tiles = max(1, blocks * cut.tasks * cut.strips // (_PROGRAMS_PER_SM * processors(x.device)))
-        groups = -(-cut.tasks // tiles)
-        shape = (groups * cut.strips, (TAPS + 1) * channels)
-        parts = workspace(math.prod(shape)).view(shape) if sums else None
-        gradients[(groups * cut.strips * blocks,)](
-            x, weight.contiguous(), bias if bias is None else bias.contiguous(), dy, g, g if parts is None else parts,
-            *_strides(x), *_strides(dy), *_strides(g),
-            images, height, width, channels, cut.rows, cut.strips, tiles,
-            X_PIXEL=_pixel(x), DY_PIXEL=_pixel(dy), G_PIXEL=_pixel(g), BIAS=bias is not None, SILU=silu, SUMS=sums,
-            STORE=g is not dy, EDGE=channels % _BLOCK != 0, **cut.constants,
-        )  # fmt: skip
-    if dx is not None:
-        forward(g, weight, None, False, dx, turned=True)
-    return parts
+    into = dy if dx is None else dx
+    cut, sums = _cut(BACKWARD, 4, x, dy, into, several=True), d_weight is not None or d_bias is not None
+    count, numbers = cut.groups * cut.strips, (TAPS + 1) * channels
+    parts = workspace(count * numbers) if sums else None
+    gradients[(count * -(-channels // _BLOCK),)](
+        x, weight.contiguous(), bias if bias is None else bias.contiguous(), dy, into, dy if parts is None else parts,
+        *_strides(x), *_strides(dy), *_strides(into),
+        images, height, width, channels, cut.rows, cut.strips, cut.tiles,
+        X_PIXEL=_pixel(x), DY_PIXEL=_pixel(dy), DX_PIXEL=_pixel(into), BIAS=bias is not None, SILU=silu, SUMS=sums,
+        DX=dx is not None, **cut.constants(x),
+    )  # fmt: skip
+    if parts is not None:
+        add_parts(parts, count, channels, TAPS, d_weight, d_bias)
 
 
 def _dense(t: Tensor) -> Tensor:
