@@ -40,7 +40,7 @@ def bytes_of(one: Launch) -> int:
     x, low = _SIZE[at["u"]], _SIZE[at["s"]]
     cells = at["images"] * at["length"] * at["channels"]
     directions = places(one) // cells
-    blocks = -(-at["channels"] // (one.constants["BC"] * one.constants.get("NC", 1)))
+    blocks = -(-at["channels"] // one.constants["BC"])
     row = one.constants["R"] + 2 * at["states"]
     columns = at["images"] * at["length"] * directions * row * low * blocks
     group = one.constants.get("GROUP", 1)

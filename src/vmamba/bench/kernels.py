@@ -71,7 +71,7 @@ def compile_for(launch: Launch, capability: int) -> Compiled:
         fixed[(function.arg_names.index(name),)] = value
     source = ASTSource(fn=function, signature=signature, constexprs=fixed, attrs={})
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, _WARP), options=options)
-    elements = constants["BC"] * constants.get("NC", 1) * constants.get("BT", 1) / (_WARP * options.get("num_warps", 1))
+    elements = constants["BC"] * constants.get("BT", 1) / (_WARP * options.get("num_warps", 1))
     return _measure(function.__name__, compiled.asm["cubin"], compiled.metadata.shared, elements)
 
 

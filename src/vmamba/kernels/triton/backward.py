@@ -21,7 +21,6 @@ from vmamba.kernels.triton.tile import (
     glue,
     halve,
     load_tile,
-    low_rank_at,
     parameters,
     place,
     read_row,
@@ -29,6 +28,7 @@ from vmamba.kernels.triton.tile import (
     skip,
     states_at,
     steps,
+    steps_at,
     store_tile,
     way_of,
 )
@@ -44,10 +44,9 @@ def gradients(
     dir0, groups, backwards, add, base0, mul0, shift0, stride0, jump0, base1, mul1, shift1, stride1, jump1,
     U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, DY_BYTES: tl.constexpr,
     DU_BYTES: tl.constexpr, DS_BYTES: tl.constexpr, COLUMN_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, NC: tl.constexpr, SOFTPLUS: tl.constexpr,
+    SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, SOFTPLUS: tl.constexpr,
     BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr,
     GROUP: tl.constexpr, PAIR: tl.constexpr, SKIP: tl.constexpr, EXACT: tl.constexpr, SHORT: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Write, or add to, the gradients of u and of the steps, and the parts of all others."""
     blocks = tl.cdiv(channels, BC)
@@ -109,43 +108,37 @@ def gradients(
                     SPLIT, NB, DENSE, EDGE, True,
                 )  # fmt: skip
                 q, dA, dbias, dD, dW = _tile(
-                    pixel, x, g_y, steps_in, B_row, C_row, du_old, s_at, B_at, C_at, du_at, ds_at, column_at,
-                    du_channel, ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW,
-                    way, full, c, n, full + row < count, inside, n_inside, states, state0, S_BYTES, B_BYTES, C_BYTES,
-                    DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, SPLIT, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED,
-                    EXACT, SHORT, True,
+                    pixel, x, g_y, steps_in, B_row, C_row, du_old, B_at, C_at, du_at, ds_at, column_at, du_channel,
+                    ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way, full, c, n,
+                    full + row < count, inside, n_inside, states, state0, B_BYTES, C_BYTES, DU_BYTES, DS_BYTES,
+                    COLUMN_BYTES, R, RP, SPLIT, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, True,
                 )  # fmt: skip
             if full > 0:
-                if AHEAD:
-                    h = tl.load(kept + (t0 + full - BT) // GROUP * h_size + h_at, h_mask, 0.0)
-                    pixel, x, g_y, steps_in, B_row, C_row, du_old = _read(
-                        u_at, s_at, B_at, C_at, dy_at, du_at, u_channel, s_channel, dy_channel, du_channel, way, full -
-                        BT, row, c, row < BT, inside, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, R,
-                        RP, SPLIT, NB, DENSE, EDGE, False,
-                    )  # fmt: skip
+                h = tl.load(kept + (t0 + full - BT) // GROUP * h_size + h_at, h_mask, 0.0)
+                pixel, x, g_y, steps_in, B_row, C_row, du_old = _read(
+                    u_at, s_at, B_at, C_at, dy_at, du_at, u_channel, s_channel, dy_channel, du_channel, way, full - BT,
+                    row, c, row < BT, inside, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, R, RP,
+                    SPLIT, NB, DENSE, EDGE, False,
+                )  # fmt: skip
                 for j in range(0, full, BT):
                     i = full - BT - j
                     # What the next tile needs is under way while this one is computed.
-                    at = tl.maximum(i - BT, 0) if AHEAD else i
+                    at = tl.maximum(i - BT, 0)
                     h1 = tl.load(kept + (t0 + at) // GROUP * h_size + h_at, h_mask, 0.0)
                     pixel1, x1, g_y1, steps_in1, B_row1, C_row1, du_old1 = _read(
                         u_at, s_at, B_at, C_at, dy_at, du_at, u_channel, s_channel, dy_channel, du_channel, way, at,
                         row, c, row < BT, inside, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, R, RP,
                         SPLIT, NB, DENSE, EDGE, False,
                     )  # fmt: skip
-                    if not AHEAD:
-                        h, pixel, x, g_y, steps_in = h1, pixel1, x1, g_y1, steps_in1
-                        B_row, C_row, du_old = B_row1, C_row1, du_old1
                     q, dA, dbias, dD, dW = _tile(
-                        pixel, x, g_y, steps_in, B_row, C_row, du_old, s_at, B_at, C_at, du_at, ds_at, column_at,
-                        du_channel, ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW,
-                        way, i, c, n, row < BT, inside, n_inside, states, state0, S_BYTES, B_BYTES, C_BYTES, DU_BYTES,
-                        DS_BYTES, COLUMN_BYTES, R, RP, SPLIT, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT,
-                        SHORT, False,
+                        pixel, x, g_y, steps_in, B_row, C_row, du_old, B_at, C_at, du_at, ds_at, column_at, du_channel,
+                        ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way, i, c,
+                        n, row < BT, inside, n_inside, states, state0, B_BYTES, C_BYTES, DU_BYTES, DS_BYTES,
+                        COLUMN_BYTES, R, RP, SPLIT, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT,
+                        False,
                     )  # fmt: skip
-                    if AHEAD:
-                        h, pixel, x, g_y, steps_in = h1, pixel1, x1, g_y1, steps_in1
-                        B_row, C_row, du_old = B_row1, C_row1, du_old1
+                    h, pixel, x, g_y, steps_in = h1, pixel1, x1, g_y1, steps_in1
+                    B_row, C_row, du_old = B_row1, C_row1, du_old1
         else:
             last = (count - 1) // GROUP * GROUP
             for j in range(0, last + 1, GROUP):
@@ -158,7 +151,7 @@ def gradients(
                     valid = i + row < count
                     pixel = place(way, i + row)
                     x = load_tile(cells(u_at, pixel, U_BYTES, c, u_channel, DENSE), valid, inside, EDGE, True)
-                    steps_in = _steps_at(s_at, s_channel, pixel, c, valid, inside, S_BYTES, R, RP, SPLIT, EDGE, True)
+                    steps_in = steps_at(s_at, s_channel, pixel, c, valid, inside, S_BYTES, R, RP, SPLIT, EDGE, True)
                     step, _, _ = steps(steps_in, high, low, of_bias, valid, R, SPLIT, SOFTPLUS, True)
                     h, _ = advance(step, step * x, h, a, B_at, C_at, B_state, C_state, way, i, n_inside,
                                    B_BYTES, C_BYTES, TIGHT, BT, NB, BC, False, False, MASKED)  # fmt: skip
@@ -168,16 +161,16 @@ def gradients(
                     h = tl.load(scratch_at + tile * (NB * BC))
                     i = first + tile * BT
                     pixel, x, g_y, steps_in, B_row, C_row, du_old = _read(
-                        u_at, s_at, B_at, C_at, dy_at, du_at, u_channel, s_channel, dy_channel, du_channel, way, i,
-                        row, c, i + row < count, inside, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, DY_BYTES, DU_BYTES,
-                        R, RP, SPLIT, NB, DENSE, EDGE, True,
+                        u_at, s_at, B_at, C_at, dy_at, du_at, u_channel, s_channel, dy_channel, du_channel, way, i, row,
+                        c, i + row < count, inside, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, R, RP,
+                        SPLIT, NB, DENSE, EDGE, True,
                     )  # fmt: skip
                     q, dA, dbias, dD, dW = _tile(
-                        pixel, x, g_y, steps_in, B_row, C_row, du_old, s_at, B_at, C_at, du_at, ds_at, column_at,
-                        du_channel, ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW,
-                        way, i, c, n, i + row < count, inside, n_inside, states, state0, S_BYTES, B_BYTES, C_BYTES,
-                        DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP, SPLIT, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE,
-                        MASKED, EXACT, SHORT, True,
+                        pixel, x, g_y, steps_in, B_row, C_row, du_old, B_at, C_at, du_at, ds_at, column_at, du_channel,
+                        ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way, i, c,
+                        n, i + row < count, inside, n_inside, states, state0, B_BYTES, C_BYTES, DU_BYTES, DS_BYTES,
+                        COLUMN_BYTES, R, RP, SPLIT, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT,
+                        True,
                     )  # fmt: skip
                 tl.debug_barrier()
 
@@ -194,17 +187,6 @@ def gradients(
 
 
 @triton.jit
-def _steps_at(s, s_channel, pixel, c, valid, inside, S_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-              SPLIT: tl.constexpr, EDGE: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
-    """What `steps` takes: a tile's low-rank steps, or its steps."""
-    if R > 0:
-        found = low_rank_at(s, pixel, valid, RP, S_BYTES, R, SPLIT, TAIL)
-    else:
-        found = read_tile(cells(s, pixel, S_BYTES, c, s_channel, False), valid, inside, EDGE, TAIL)
-    return found
-
-
-@triton.jit
 def _read(u, s, B, C, dy, du, u_channel, s_channel, dy_channel, du_channel, way, i, row, c, valid, inside, more,
           U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr,
           DY_BYTES: tl.constexpr, DU_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr,
@@ -214,7 +196,7 @@ def _read(u, s, B, C, dy, du, u_channel, s_channel, dy_channel, du_channel, way,
     pixel = place(way, i + row)
     x = read_tile(cells(u, pixel, U_BYTES, c, u_channel, DENSE), valid, inside, EDGE, TAIL)
     g_y = read_tile(cells(dy, pixel, DY_BYTES, c, dy_channel, DENSE), valid, inside, EDGE, TAIL)
-    steps_in = _steps_at(s, s_channel, pixel, c, valid, inside, S_BYTES, R, RP, SPLIT, EDGE, TAIL)
+    steps_in = steps_at(s, s_channel, pixel, c, valid, inside, S_BYTES, R, RP, SPLIT, EDGE, TAIL)
     B_row, C_row = row, row  # with more states they are read row by row
     if NB == 1:
         B_row = read_row(at_pixels(B, pixel, B_BYTES), valid, TAIL)
@@ -226,9 +208,9 @@ def _read(u, s, B, C, dy, du, u_channel, s_channel, dy_channel, du_channel, way,
 
 @triton.jit
 def _tile(
-    pixel, x, g_y, steps_in, B_row, C_row, du_old, s, B, C, du, ds, column, du_channel, ds_channel, B_state, C_state,
+    pixel, x, g_y, steps_in, B_row, C_row, du_old, B, C, du, ds, column, du_channel, ds_channel, B_state, C_state,
     high, low, bias, a, w, d, h, q, dA, dbias, dD, dW, way, i, c, n, valid, inside, n_inside, states, state0,
-    S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, DU_BYTES: tl.constexpr, DS_BYTES: tl.constexpr,
+    B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, DU_BYTES: tl.constexpr, DS_BYTES: tl.constexpr,
     COLUMN_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr, NB: tl.constexpr,
     BT: tl.constexpr, BC: tl.constexpr, SOFTPLUS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr,
     EDGE: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr, SHORT: tl.constexpr, TAIL: tl.constexpr,

@@ -18,15 +18,14 @@ from vmamba.kernels.triton.jit import kernel
 from vmamba.kernels.triton.tile import (
     advance,
     at_pixels,
-    beside,
     cells,
-    low_rank_at,
     parameters,
     place,
     read_row,
     read_tile,
     skip,
     steps,
+    steps_at,
     store_tile,
     way_of,
 )
@@ -42,23 +41,22 @@ def outputs(
     jump1,
     U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, Y_BYTES: tl.constexpr,
     R: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
-    NC: tl.constexpr, SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr,
+    SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr,
     EDGE: tl.constexpr, MASKED: tl.constexpr, GROUP: tl.constexpr, PAIR: tl.constexpr, SAVE: tl.constexpr,
-    SKIP: tl.constexpr, CB: tl.constexpr, AHEAD: tl.constexpr,
+    SKIP: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    """Write y of one chunk and NC channel blocks, PAIR directions after each other over memory that stays in the cache.
-
-    The blocks of a program take turns at each tile: they share its addresses, low-rank steps, B and C.
-    """
-    blocks = tl.cdiv(channels, BC * NC)
+    """Write y of one chunk and channel block, PAIR directions after each other over memory that stays in the cache."""
+    blocks = tl.cdiv(channels, BC)
     pid = tl.program_id(0).to(tl.int64)
-    c = (pid % blocks).to(tl.int32) * (BC * NC) + tl.arange(0, BC)
+    c = (pid % blocks).to(tl.int32) * BC + tl.arange(0, BC)
     pid = pid // blocks
     chunk_id = (pid % chunks).to(tl.int32)
     pid = pid // chunks
     group = (pid % groups).to(tl.int32)
     image = pid // groups
+    inside = c < channels
     n = state0 + tl.arange(0, NB)
+    h_mask = inside[None, :] & (n < states)[:, None]
     row = tl.arange(0, BT)
     t0 = chunk_id * chunk
     count = tl.minimum(chunk, length - t0)
@@ -75,134 +73,67 @@ def outputs(
         y_at = y + image * y_image + far * y_dir
         more = add + half  # y has something already
         h_at = ((image * dirs + k) * states + n[:, None]) * channels + c[None, :]
-        held, d, h = (), (), ()
-        for j in tl.static_range(NC):
-            held += (parameters(weight, bias, A, k, c + j * BC, n, channels, states, s.dtype.element_ty,
-                                      R, RP, SPLIT, BIAS, BC),)  # fmt: skip
-            d += (skip(D, k, c + j * BC, channels, more, PAIR) if SKIP else tl.zeros([BC], tl.float32),)
-            h_mask = _mask(c + j * BC, n, channels, states) & (chunks > 1)
-            h += (tl.load(start + chunk_id * h_size + h_at + j * BC, h_mask, 0.0),)
+        high, low, of_bias, a = parameters(weight, bias, A, k, c, n, channels, states, s.dtype.element_ty,
+                                           R, RP, SPLIT, BIAS, BC)  # fmt: skip
+        d = skip(D, k, c, channels, more, PAIR) if SKIP else tl.zeros([BC], tl.float32)
+        h = tl.load(start + chunk_id * h_size + h_at, h_mask & (chunks > 1), 0.0)
 
         full = count // BT * BT
-        if full > 0:
-            if AHEAD:
-                pixel, steps_in, B_row, C_row, x, y_old = _read(
-                    u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, way, 0, row, c, row < BT, channels,
-                    more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, Y_BYTES, R, RP, SPLIT, NB, BC, NC, DENSE, EDGE, CB, True,
-                    False,
-                )  # fmt: skip
-            for i in range(0, full, BT):
-                # What the next tile needs is under way while this one is computed.
-                at = tl.minimum(i + BT, full - BT) if AHEAD else i
-                pixel1, steps_in1, B_row1, C_row1, x1, y_old1 = _read(
-                    u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, way, at, row, c, row < BT, channels,
-                    more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, Y_BYTES, R, RP, SPLIT, NB, BC, NC, DENSE, EDGE, CB, True,
-                    False,
-                )  # fmt: skip
-                if not AHEAD:
-                    pixel, steps_in, B_row, C_row, x, y_old = pixel1, steps_in1, B_row1, C_row1, x1, y_old1
-                if SAVE:
-                    if i % GROUP == 0:
-                        _keep(kept + (t0 + i) // GROUP * h_size + h_at, h, c, n, channels, states, BC, NC)
-                h = _outputs(
-                    pixel, steps_in, B_row, C_row, x, y_old, B_at, C_at, y_at, y_channel, B_state, C_state, held, d, h,
-                    way, i, c, row < BT, channels, n < states, B_BYTES, C_BYTES, Y_BYTES, R, SPLIT, NB, BT, BC, NC,
-                    SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, False,
-                )  # fmt: skip
-                if AHEAD:
-                    pixel, steps_in, B_row, C_row, x, y_old = pixel1, steps_in1, B_row1, C_row1, x1, y_old1
+        for i in range(0, full, BT):
+            if SAVE:
+                if i % GROUP == 0:
+                    tl.store(kept + (t0 + i) // GROUP * h_size + h_at, h, h_mask)
+            h = _tile(
+                u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, B_state, C_state, high, low, of_bias, a,
+                d, h, way, i, row, c, row < BT, inside, n < states, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, Y_BYTES,
+                R, RP, SPLIT, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, CB, False,
+            )  # fmt: skip
         if full < count:
             if SAVE:
                 if full % GROUP == 0:
-                    _keep(kept + (t0 + full) // GROUP * h_size + h_at, h, c, n, channels, states, BC, NC)
-            pixel, steps_in, B_row, C_row, x, y_old = _read(
-                u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, way, full, row, c, full + row < count,
-                channels, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, Y_BYTES, R, RP, SPLIT, NB, BC, NC, DENSE, EDGE, CB,
-                True, True,
-            )  # fmt: skip
-            _outputs(
-                pixel, steps_in, B_row, C_row, x, y_old, B_at, C_at, y_at, y_channel, B_state, C_state, held, d, h,
-                way, full, c, full + row < count, channels, n < states, B_BYTES, C_BYTES, Y_BYTES, R, SPLIT, NB, BT,
-                BC, NC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, True,
+                    tl.store(kept + (t0 + full) // GROUP * h_size + h_at, h, h_mask)
+            _tile(
+                u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, B_state, C_state, high, low, of_bias, a,
+                d, h, way, full, row, c, full + row < count, inside, n < states, more, U_BYTES, S_BYTES, B_BYTES,
+                C_BYTES, Y_BYTES, R, RP, SPLIT, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, CB, True,
             )  # fmt: skip
 
 
 @triton.jit
-def _mask(c, n, channels, states):
-    """Where a block's states are some of the scan's."""
-    return (c < channels)[None, :] & (n < states)[:, None]
+def _tile(
+    u, s, B, C, y, u_channel, s_channel, y_channel, B_state, C_state, high, low, bias, a, d, h, way, i, row, c, valid,
+    inside, n_inside, more,
+    U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, Y_BYTES: tl.constexpr,
+    R: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
+    SOFTPLUS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr,
+    CB: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    """Write y of one tile, after or onto what stands there, and return the state behind it.
 
-
-@triton.jit
-def _keep(at, h, c, n, channels, states, BC: tl.constexpr, NC: tl.constexpr):
-    """Store the states of all blocks."""
-    for j in tl.static_range(NC):
-        tl.store(at + j * BC, h[j], _mask(c + j * BC, n, channels, states))
-
-
-@triton.jit
-def _read(u, s, B, C, y, u_channel, s_channel, y_channel, way, i, row, c, valid, channels, more,
-          U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr,
-          Y_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr, NB: tl.constexpr,
-          BC: tl.constexpr, NC: tl.constexpr, DENSE: tl.constexpr, EDGE: tl.constexpr, CB: tl.constexpr,
-          OUT: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
-    """Load all that a tile is computed from, in memory's own dtypes: its pixels; the low-rank steps, or the blocks'
-    steps; B and C; the blocks' u, and with OUT what y has so far (0 where there is nothing).
-
-    Nothing here waits for what it loads. Loads are not moved before stores that come first in the program, so they
-    stand before all of a tile's.
+    All loads stand before all arithmetic, so that a tile waits for memory once.
     """
     pixel = place(way, i + row)
-    x_at = cells(u, pixel, U_BYTES, c, u_channel, DENSE)
-    if R > 0:
-        steps_in = (low_rank_at(s, pixel, valid, RP, S_BYTES, R, SPLIT, TAIL),)
-    else:
-        steps_in = ()
-    B_row, C_row = row, row  # with more states they are read row by row
+    x = read_tile(cells(u, pixel, U_BYTES, c, u_channel, DENSE), valid, inside, EDGE, TAIL)
+    steps_in = steps_at(s, s_channel, pixel, c, valid, inside, S_BYTES, R, RP, SPLIT, EDGE, TAIL)
     if NB == 1:
         B_at = at_pixels(B, pixel, B_BYTES)
         B_row = read_row(B_at, valid, TAIL)
-        if OUT:
-            C_row = read_row(B_at + CB if CB else at_pixels(C, pixel, C_BYTES), valid, TAIL)
-    x, y_old = (), ()
-    for j in tl.static_range(NC):
-        inside = c + j * BC < channels
-        x += (read_tile(beside(x_at, j * BC, u_channel, DENSE), valid, inside, EDGE, TAIL),)
-        if R == 0:
-            s_at = cells(s, pixel, S_BYTES, c + j * BC, s_channel, False)
-            steps_in += (read_tile(s_at, valid, inside, EDGE, TAIL),)
-        if OUT:
-            y_at = beside(cells(y, pixel, Y_BYTES, c, y_channel, DENSE), j * BC, y_channel, DENSE)
-            y_old += (tl.load(y_at, (valid[:, None] | (not TAIL)) & (inside[None, :] | (not EDGE)) & (more != 0), 0.0),)
-    return pixel, steps_in, B_row, C_row, x, y_old
-
-
-@triton.jit
-def _outputs(
-    pixel, steps_in, B_row, C_row, x, y_old, B, C, y, y_channel, B_state, C_state, held, d, h, way, i, c, valid,
-    channels, n_inside,
-    B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, Y_BYTES: tl.constexpr, R: tl.constexpr, SPLIT: tl.constexpr,
-    NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, NC: tl.constexpr, SOFTPLUS: tl.constexpr,
-    DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr, TAIL: tl.constexpr,
-):  # fmt: skip
-    """Write y of one tile, after or onto what stood there, and return the states behind it."""
+        C_row = read_row(B_at + CB if CB else at_pixels(C, pixel, C_BYTES), valid, TAIL)
     y_at = cells(y, pixel, Y_BYTES, c, y_channel, DENSE)
-    behind = ()
-    for j in tl.static_range(NC):
-        high, low, bias, a = held[j]
-        u = x[j].to(tl.float32)
-        step, _, _ = steps(steps_in[0 if R > 0 else j], high, low, bias, valid, R, SPLIT, SOFTPLUS, TAIL)
-        v = step * u
-        if NB == 1:
-            v *= B_row.to(tl.float32)[:, None]
-        end, found = advance(step, v, h[j], a, B, C, B_state, C_state, way, i, n_inside,
-                             B_BYTES, C_BYTES, TIGHT, BT, NB, BC, False, True, MASKED)  # fmt: skip
-        behind += (end,)
-        if NB == 1:
-            found *= C_row.to(tl.float32)[:, None]
-        found += d[j][None, :] * u + y_old[j].to(tl.float32)
-        store_tile(beside(y_at, j * BC, y_channel, DENSE), found, valid, c + j * BC < channels, EDGE, TAIL)
-    return behind
+    written = (valid[:, None] | (not TAIL)) & (inside[None, :] | (not EDGE)) & (more != 0)
+    y_old = tl.load(y_at, written, 0.0)
+
+    x = x.to(tl.float32)
+    step, _, _ = steps(steps_in, high, low, bias, valid, R, SPLIT, SOFTPLUS, TAIL)
+    v = step * x
+    if NB == 1:
+        v *= B_row.to(tl.float32)[:, None]
+    h, found = advance(step, v, h, a, B, C, B_state, C_state, way, i, n_inside,
+                       B_BYTES, C_BYTES, TIGHT, BT, NB, BC, False, True, MASKED)  # fmt: skip
+    if NB == 1:
+        found *= C_row.to(tl.float32)[:, None]
+    store_tile(y_at, found + d[None, :] * x + y_old.to(tl.float32), valid, inside, EDGE, TAIL)
+    return h
 
 
 @kernel
@@ -211,23 +142,25 @@ def aggregates(
     images, length, chunk, chunks, channels, states, state0, dirs, backwards, base0, mul0, shift0, stride0, jump0,
     base1, mul1, shift1, stride1, jump1,
     U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, NC: tl.constexpr, SOFTPLUS: tl.constexpr,
+    SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, SOFTPLUS: tl.constexpr,
     BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr,
-    PAIR: tl.constexpr, ADJOINT: tl.constexpr, AHEAD: tl.constexpr,
+    PAIR: tl.constexpr, ADJOINT: tl.constexpr,
 ):  # fmt: skip
     """Write the sum of steps and the end state of one chunk that begins with zero, PAIR directions after each other.
 
     ADJOINT does the same for the adjoint state: u is dy, B is C, and ``backwards`` says where that runs backwards.
     """
-    blocks = tl.cdiv(channels, BC * NC)
+    blocks = tl.cdiv(channels, BC)
     pid = tl.program_id(0).to(tl.int64)
-    c = (pid % blocks).to(tl.int32) * (BC * NC) + tl.arange(0, BC)
+    c = (pid % blocks).to(tl.int32) * BC + tl.arange(0, BC)
     pid = pid // blocks
     chunk_id = (pid % chunks).to(tl.int32)
     pid = pid // chunks
     group = (pid % (dirs // PAIR)).to(tl.int32)
     image = pid // (dirs // PAIR)
+    inside = c < channels
     n = state0 + tl.arange(0, NB)
+    h_mask = inside[None, :] & (n < states)[:, None]
     row = tl.arange(0, BT)
     t0 = chunk_id * chunk
     count = tl.minimum(chunk, length - t0)
@@ -239,73 +172,51 @@ def aggregates(
         u_at = u + image * u_image + far * u_dir
         s_at = s + image * s_image + far * s_dir
         B_at = B + image * B_image + far * B_dir + state0 * B_state
-        held, h, total = (), (), ()
-        for j in tl.static_range(NC):
-            held += (parameters(weight, bias, A, k, c + j * BC, n, channels, states, s.dtype.element_ty,
-                                      R, RP, SPLIT, BIAS, BC),)  # fmt: skip
-            h += (tl.zeros([NB, BC], tl.float32),)
-            total += (tl.zeros([BT, BC], tl.float32),)
+        high, low, of_bias, a = parameters(weight, bias, A, k, c, n, channels, states, s.dtype.element_ty,
+                                           R, RP, SPLIT, BIAS, BC)  # fmt: skip
+        h = tl.zeros([NB, BC], tl.float32)
+        total = tl.zeros([BT, BC], tl.float32)
         full = count // BT * BT
-        if full > 0:
-            if AHEAD:
-                _, steps_in, B_row, _, x, _ = _read(
-                    u_at, s_at, B_at, B_at, u_at, u_channel, s_channel, u_channel, way, 0, row, c, row < BT, channels,
-                    0, U_BYTES, S_BYTES, B_BYTES, B_BYTES, U_BYTES, R, RP, SPLIT, NB, BC, NC, DENSE, EDGE, 0, False,
-                    False,
-                )  # fmt: skip
-            for i in range(0, full, BT):
-                at = tl.minimum(i + BT, full - BT) if AHEAD else i
-                _, steps_in1, B_row1, _, x1, _ = _read(
-                    u_at, s_at, B_at, B_at, u_at, u_channel, s_channel, u_channel, way, at, row, c, row < BT, channels,
-                    0, U_BYTES, S_BYTES, B_BYTES, B_BYTES, U_BYTES, R, RP, SPLIT, NB, BC, NC, DENSE, EDGE, 0, False,
-                    False,
-                )  # fmt: skip
-                if not AHEAD:
-                    steps_in, B_row, x = steps_in1, B_row1, x1
-                h, total = _aggregate(
-                    steps_in, B_row, x, B_at, B_state, held, h, total, way, i, row < BT, n < states, B_BYTES, R, SPLIT,
-                    NB, BT, BC, NC, SOFTPLUS, TIGHT, MASKED, ADJOINT, False,
-                )  # fmt: skip
-                if AHEAD:
-                    steps_in, B_row, x = steps_in1, B_row1, x1
-        if full < count:
-            _, steps_in, B_row, _, x, _ = _read(
-                u_at, s_at, B_at, B_at, u_at, u_channel, s_channel, u_channel, way, full, row, c, full + row < count,
-                channels, 0, U_BYTES, S_BYTES, B_BYTES, B_BYTES, U_BYTES, R, RP, SPLIT, NB, BC, NC, DENSE, EDGE, 0,
-                False, True,
-            )  # fmt: skip
+        for i in range(0, full, BT):
             h, total = _aggregate(
-                steps_in, B_row, x, B_at, B_state, held, h, total, way, full, full + row < count, n < states, B_BYTES,
-                R, SPLIT, NB, BT, BC, NC, SOFTPLUS, TIGHT, MASKED, ADJOINT, True,
+                u_at, s_at, B_at, u_channel, s_channel, B_state, high, low, of_bias, a, h, total, way, i, row, c,
+                row < BT, inside, n < states, U_BYTES, S_BYTES, B_BYTES, R, RP, SPLIT, NB, BT, BC, SOFTPLUS, DENSE,
+                TIGHT, EDGE, MASKED, ADJOINT, False,
+            )  # fmt: skip
+        if full < count:
+            h, total = _aggregate(
+                u_at, s_at, B_at, u_channel, s_channel, B_state, high, low, of_bias, a, h, total, way, full, row, c,
+                full + row < count, inside, n < states, U_BYTES, S_BYTES, B_BYTES, R, RP, SPLIT, NB, BT, BC, SOFTPLUS,
+                DENSE, TIGHT, EDGE, MASKED, ADJOINT, True,
             )  # fmt: skip
         at = (chunk_id * images.to(tl.int64) + image) * dirs + k
-        _keep(ends + (at * states + n[:, None]) * channels + c[None, :], h, c, n, channels, states, BC, NC)
-        for j in tl.static_range(NC):
-            tl.store(sums + at * channels + c + j * BC, tl.sum(total[j], 0), c + j * BC < channels)
+        tl.store(ends + (at * states + n[:, None]) * channels + c[None, :], h, h_mask)
+        tl.store(sums + at * channels + c, tl.sum(total, 0), inside)
 
 
 @triton.jit
 def _aggregate(
-    steps_in, B_row, x, B, B_state, held, h, total, way, i, valid, n_inside,
-    B_BYTES: tl.constexpr, R: tl.constexpr, SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
-    NC: tl.constexpr, SOFTPLUS: tl.constexpr, TIGHT: tl.constexpr, MASKED: tl.constexpr, ADJOINT: tl.constexpr,
+    u, s, B, u_channel, s_channel, B_state, high, low, bias, a, h, total, way, i, row, c, valid, inside, n_inside,
+    U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+    SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, SOFTPLUS: tl.constexpr,
+    DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr, ADJOINT: tl.constexpr,
     TAIL: tl.constexpr,
 ):  # fmt: skip
-    """Return the states behind one tile, and the sums of steps with its own added."""
-    behind, sums = (), ()
-    for j in tl.static_range(NC):
-        high, low, bias, a = held[j]
-        step, _, _ = steps(steps_in[0 if R > 0 else j], high, low, bias, valid, R, SPLIT, SOFTPLUS, TAIL)
-        v = x[j].to(tl.float32)
-        if not ADJOINT:
-            v *= step
-        if NB == 1:
-            v *= B_row.to(tl.float32)[:, None]
-        end, _ = advance(step, v, h[j], a, B, B, B_state, B_state, way, i, n_inside,
-                         B_BYTES, B_BYTES, TIGHT, BT, NB, BC, ADJOINT, False, MASKED)  # fmt: skip
-        behind += (end,)
-        sums += (total[j] + step,)
-    return behind, sums
+    """Return the state behind one tile, and the sums of steps with its own added."""
+    pixel = place(way, i + row)
+    x = read_tile(cells(u, pixel, U_BYTES, c, u_channel, DENSE), valid, inside, EDGE, TAIL)
+    steps_in = steps_at(s, s_channel, pixel, c, valid, inside, S_BYTES, R, RP, SPLIT, EDGE, TAIL)
+    if NB == 1:
+        B_row = read_row(at_pixels(B, pixel, B_BYTES), valid, TAIL)
+    step, _, _ = steps(steps_in, high, low, bias, valid, R, SPLIT, SOFTPLUS, TAIL)
+    v = x.to(tl.float32)
+    if not ADJOINT:
+        v *= step
+    if NB == 1:
+        v *= B_row.to(tl.float32)[:, None]
+    h, _ = advance(step, v, h, a, B, B, B_state, B_state, way, i, n_inside,
+                   B_BYTES, B_BYTES, TIGHT, BT, NB, BC, ADJOINT, False, MASKED)  # fmt: skip
+    return h, total + step
 
 
 @kernel

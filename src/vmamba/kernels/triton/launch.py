@@ -23,6 +23,8 @@ _CARRY_BLOCK = 128
 _LEAST_SUM = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else 16
 _LEAST_RANK = 16
 _FLOAT = 4  # bytes
+# Registers can be capped on NVIDIA's GPUs.
+_CAPS = torch.version.hip is None and getattr(torch.version, "xpu", None) is None
 
 
 class Gradients(NamedTuple):
@@ -309,17 +311,15 @@ class Scan:
             "NB": tile.states,
             "BT": tile.rows,
             "BC": tile.block,
-            "NC": tile.blocks,
             "SOFTPLUS": self.softplus,
-            "AHEAD": tile.ahead,
             "BIAS": self.bias is not None,
             "DENSE": u.stride(3) == 1 and other.stride(3) == 1,
             "TIGHT": min(_packed(self.B), _packed(self.C)),
-            "EDGE": self.channels % (tile.block * tile.blocks) != 0,
+            "EDGE": self.channels % tile.block != 0,
             "MASKED": self.states % tile.states != 0,
             "num_warps": 1,
             "num_stages": 1,
-        }
+        } | ({"maxnreg": tile.registers} if tile.registers and _CAPS else {})
 
 
 def _strides(t: Tensor) -> tuple[int, int, int]:

@@ -14,8 +14,12 @@ import torch
 
 from vmamba.errors import BackendError
 
-_PROGRAMS_PER_SM = 16  # of one warp each: enough of them hide the latency of memory
-_LEAST_PLACES = 49  # of a chunk: shorter ones cost more in aggregates than they win
+# Measured on an H200 with VMamba-T's maps. Programs have one warp each; so many hide most of what each waits for. Where
+# there are as many walks these are not cut, since aggregates cost half as much as outputs. Where they are cut, then to
+# short chunks: the second direction of a pair finds in the cache what the first one touched.
+_PROGRAMS_PER_SM = 8
+_PLACES = 256
+_LEAST_PLACES = 49
 _ROWS = 8  # of a tile: as few as matrix products take
 _INT32 = 2**31
 
@@ -80,15 +84,14 @@ class Tile(NamedTuple):
         lanes: channels of one lane (V); a block has ``32·V``.
         rows: places of a tile (BT), of which a lane holds all.
         states: states that one pass computes (NB).
-        blocks: blocks of channels that one program takes in turn (NC).
-        ahead: whether a tile is loaded while the one before it is computed.
+        registers: of a lane, at most; 0 for as many as there are (255). With fewer, more programs are on a
+            multiprocessor at once, whose turns hide that each waits for its own chain of operations.
     """
 
     lanes: int
     rows: int
     states: int
-    blocks: int = 1
-    ahead: bool = True
+    registers: int = 0
 
     @property
     def block(self) -> int:
@@ -97,7 +100,7 @@ class Tile(NamedTuple):
 
     def programs(self, channels: int) -> int:
         """Programs that share the channels of a chunk."""
-        return -(-channels // (self.block * self.blocks))
+        return -(-channels // self.block)
 
 
 class Plan(NamedTuple):
@@ -129,21 +132,33 @@ def plan(images: int, directions: int, length: int, channels: int, states: int, 
         directions: that programs of one launch work on side by side.
         processors: multiprocessors of the device.
     """
-    # Two channels a lane share what is done once a place, and so do three blocks of a program where channels are no
-    # multiple of 64; a large weight leaves no registers for either.
-    lanes = 2 if channels % 64 == 0 and rank <= 32 else 1
     padded = 1 << (states - 1).bit_length()
-    blocks = 3 if lanes == 1 and channels % 96 == 0 and rank <= 16 and states == 1 else 1
-    forward = Tile(lanes, _ROWS, min(16, padded), blocks)
+    forward = _forward_tile(channels, rank, min(16, padded))
     backward = Tile(1, _ROWS, min(4, padded))  # it holds many more numbers of each place
     group = group_of(states)
     tasks = images * directions * forward.programs(channels)
     chunks = 1
-    while tasks * chunks < _PROGRAMS_PER_SM * processors and length >= 2 * chunks * _LEAST_PLACES:
-        chunks *= 2
+    if tasks < _PROGRAMS_PER_SM * processors:
+        while length >= 2 * chunks * _LEAST_PLACES and (
+            tasks * chunks < _PROGRAMS_PER_SM * processors or length > _PLACES * chunks
+        ):
+            chunks *= 2
     places = -(-length // chunks)
     chunk = -(-places // group) * group
     return Plan(forward, backward, group, chunk, -(-length // chunk))
+
+
+def _forward_tile(channels: int, rank: int, states: int) -> Tile:
+    """Two channels a lane share what is done once a place; a larger weight, and states, leave no registers for that."""
+    if states > 1:
+        return Tile(2 if channels % 64 == 0 and rank <= 32 else 1, _ROWS, states)
+    if rank > 32:
+        return Tile(1, _ROWS, 1)
+    if rank > 12:
+        return Tile(1, _ROWS, 1, 168)
+    if channels % 64:
+        return Tile(1, _ROWS, 1, 128)
+    return Tile(2, _ROWS, 1, 168 if rank else 0)
 
 
 @functools.cache
@@ -162,7 +177,7 @@ def rows_of_table() -> dict[str, str]:
     return {
         name: f"{_words(row.forward)}, backward {_words(row.backward)}, states kept every {row.group}"
         for name, row in rows.items()
-    } | {"chunks": f"until there are {_PROGRAMS_PER_SM} programs a multiprocessor, of {_LEAST_PLACES} places at least"}
+    } | {"chunks": f"of at most {_PLACES} places where there are fewer than {_PROGRAMS_PER_SM} walks a multiprocessor"}
 
 
 def _words(tile: Tile) -> str:

@@ -60,12 +60,6 @@ def cells(pointer, pixel, BYTES: tl.constexpr, c, channel_stride, DENSE: tl.cons
 
 
 @triton.jit
-def beside(addresses, channels: tl.constexpr, channel_stride, DENSE: tl.constexpr):
-    """Addresses so many channels further on, a constant where channels are neighbours."""
-    return addresses + (channels if DENSE else channels * channel_stride)
-
-
-@triton.jit
 def read_tile(addresses, valid, inside, EDGE: tl.constexpr, TAIL: tl.constexpr):
     """A tile in memory's own dtype, zero outside the chunk (TAIL) and beyond the last channel (EDGE)."""
     if TAIL and EDGE:
@@ -191,6 +185,17 @@ def low_rank_at(s, pixel, valid, RP: tl.constexpr, S_BYTES: tl.constexpr, R: tl.
         found = tl.load(at_pixels(s + r, pixel[None, :], S_BYTES), mask, 0.0)
     else:
         found = 0.0
+    return found
+
+
+@triton.jit
+def steps_at(s, s_channel, pixel, c, valid, inside, S_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+              SPLIT: tl.constexpr, EDGE: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
+    """What `steps` takes: a tile's low-rank steps, or its steps."""
+    if R > 0:
+        found = low_rank_at(s, pixel, valid, RP, S_BYTES, R, SPLIT, TAIL)
+    else:
+        found = read_tile(cells(s, pixel, S_BYTES, c, s_channel, False), valid, inside, EDGE, TAIL)
     return found
 
 
