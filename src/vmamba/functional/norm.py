@@ -97,12 +97,13 @@ class _LayerNorm(torch.autograd.Function):
         if torch.is_grad_enabled() or not gpu.takes_kernels(dy):
             standard = partial(_in_dtype, eps=ctx.eps, dtype=ctx.dtype)
             return *standard_gradients(standard, (x, weight, bias), needed, dy), None, None
-        dx, channels = torch.empty_like(x), x.shape[-1]
+        dx = torch.empty_like(x)
+        d_weight, d_bias = (
+            torch.empty_like(t, memory_format=torch.contiguous_format) if need else None
+            for t, need in zip((weight, bias), needed[1:], strict=True)
+        )
         with torch.cuda.device_of(x):
-            sums = needed[1] or needed[2]
-            parts = kernels("norm").backward(dy.contiguous(), x, weight, mean, rstd, dx, sums, workspace(x))
-            d_weight = parts[:, :channels].sum(0).to(weight.dtype) if needed[1] else None
-            d_bias = parts[:, channels:].sum(0).to(bias.dtype) if needed[2] else None
+            kernels("norm").backward(dy.contiguous(), x, weight, mean, rstd, dx, d_weight, d_bias, workspace(x))
         return dx if needed[0] else None, d_weight, d_bias, None, None
 
 

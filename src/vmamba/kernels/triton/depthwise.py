@@ -11,8 +11,8 @@ Counted, not measured, per element in 16 / 32 bits:
   with seven (compiled for sm_90);
 - backward reads x and dy and writes dx once, 6 / 12 bytes, which is the least. The gradient g of the convolution's
   output stays in registers; for that the convolution, its sigmoid and g are computed again for a column on either side
-  of a lane's own: 67 instructions with four columns, 58 with seven, 48 with seven that are the whole width. A kernel
-  for g and one for dx would take some 50, but 10 / 20 bytes and a launch more.
+  of a lane's own: 67 instructions with four columns, 62 with seven, 50 with seven that are the whole width. A kernel
+  for g and one for dx would need fewer, but 10 / 20 bytes and a launch more.
 """
 
 # Triton's language has no starred elements of tuples, and tuples that grow in a loop change their type.
@@ -56,9 +56,11 @@ class Way(NamedTuple):
     least_rows: int
 
 
-#: Of these a map takes what leaves the fewest columns of a lane empty.
+#: Of these a map takes what leaves the fewest columns of a lane empty, or else the first.
 FORWARD = (Way(4, 4, 0, 32, 7), Way(7, 2, 0, 32, 7))
-BACKWARD = (Way(4, 2, 168, 12, 28), Way(7, 2, 0, 12, 14))
+# With 168 registers there are 12 warps: with seven columns, which spill some, one wave of them is VMamba-T's maps of
+# 14 and 7 columns of 128 images on 132 multiprocessors.
+BACKWARD = (Way(4, 2, 168, 12, 28), Way(7, 2, 168, 12, 14))
 _WARPS = 1  # more of them would wait for each other
 
 

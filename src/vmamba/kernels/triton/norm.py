@@ -1,17 +1,16 @@
 """Layer norm over channels on a GPU, with the conversion of its result to another dtype inside, both ways.
 
-A program of one warp goes through groups of rows; with more than 1024 channels a program has more warps. Means and
+A program of one warp goes through groups of rows; where channels are many it has more warps. Means and
 variances are of a row that lies in registers, so each pass reads its inputs once. Sums over rows are partial sums that
 are added in order: the same call gives the same bits.
 
 Counted, not measured, for a float32 x and a 16-bit y, which are the least: forward reads 4 and writes 2 bytes an
 element, backward reads 4 + 2 and writes 4. Norm and conversion one after the other move 14, and 26 back.
-Instructions an element for 96 channels are 27 forward and 38 backward, fewer for more of them (compiled for sm_90).
+Instructions an element for 128 channels are 20 forward and 30 backward, fewer for more of them (compiled for sm_90).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,10 +20,28 @@ from torch import Tensor
 
 from vmamba.kernels.triton.jit import kernel
 from vmamba.kernels.triton.plan import processors
+from vmamba.kernels.triton.sums import add_parts
 
 MOST_CHANNELS = 4096
-_PROGRAMS_PER_SM = 32
 _ELEMENTS = 512  # of a warp at once: 64 bytes a lane are on their way in float32
+
+
+class Way(NamedTuple):
+    """A configuration of one of the two kernels.
+
+    Attributes:
+        most: channels of a warp; with more of them a program has more warps.
+        warps_per_processor: that are wanted.
+        least_rows: of a program.
+    """
+
+    most: int
+    warps_per_processor: int
+    least_rows: int
+
+
+FORWARD = Way(1024, 32, 4)
+BACKWARD = Way(512, 12, 4)  # each leaves a part of the sums over rows
 
 
 @triton.jit
@@ -68,28 +85,44 @@ def normalize(
         tl.store(y_at, out.to(y.dtype.element_ty), mask)
 
 
+@triton.jit
+def _next(dy, x, mean, rstd, group, rows, channels, c, there, ROWS: tl.constexpr, V: tl.constexpr):
+    """What a group of rows is made of, in the memory's dtypes; zeros unless ``there``."""
+    x_size: tl.constexpr = V * x.dtype.element_ty.primitive_bitwidth // 8
+    y_size: tl.constexpr = V * dy.dtype.element_ty.primitive_bitwidth // 8
+    row, row_there, at = _rows(group, rows, channels, c, ROWS)
+    row_there = row_there & there
+    mask = _mask(row_there, c < channels, V)
+    found = tl.load(tl.max_contiguous(tl.multiple_of(x + at, [x_size, x_size]), [1, V]), mask, 0.0)
+    slope = tl.load(tl.max_contiguous(tl.multiple_of(dy + at, [y_size, y_size]), [1, V]), mask, 0.0)
+    return found, slope, tl.load(mean + row, row_there, 0.0), tl.load(rstd + row, row_there, 0.0)
+
+
 @kernel
 def gradients(
     dy, x, weight, mean, rstd, dx, parts, rows, channels, groups,
     WEIGHT: tl.constexpr, SUMS: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
-    """``dx`` for some groups of rows, and their parts of the gradients of weight and bias."""
+    """``dx`` for some groups of rows, and their parts of the gradients of weight and bias.
+
+    A group is loaded while the one before it is computed: sums over a row keep a warp waiting, and memory must not.
+    """
     pid = tl.program_id(0).to(tl.int64)
+    first = pid * groups
     c = tl.arange(0, BC)
     inside = c < channels
-    w = tl.load(weight + c, inside, 0.0).to(tl.float32)[None, :] if WEIGHT else 1.0
-    x_size: tl.constexpr = V * x.dtype.element_ty.primitive_bitwidth // 8
-    y_size: tl.constexpr = V * dy.dtype.element_ty.primitive_bitwidth // 8
+    size: tl.constexpr = V * dx.dtype.element_ty.primitive_bitwidth // 8
     d_weight, d_bias = tl.zeros([ROWS, BC], tl.float32), tl.zeros([ROWS, BC], tl.float32)
+    x_next, dy_next, mean_next, rstd_next = _next(dy, x, mean, rstd, first, rows, channels, c, True, ROWS, V)
+    w = tl.load(weight + c, inside, 0.0).to(tl.float32)[None, :] if WEIGHT else 1.0
     for group in range(groups):
-        row, there, at = _rows(pid * groups + group, rows, channels, c, ROWS)
-        mask = _mask(there, inside, V)
-        x_at = tl.max_contiguous(tl.multiple_of(x + at, [x_size, x_size]), [1, V])
-        y_at = tl.max_contiguous(tl.multiple_of(dy + at, [y_size, y_size]), [1, V])
-        found = tl.load(x_at, mask, 0.0).to(tl.float32)
-        slope = tl.load(y_at, mask, 0.0).to(tl.float32)
-        scale = tl.load(rstd + row, there, 0.0)[:, None]
-        normal = tl.where(mask, (found - tl.load(mean + row, there, 0.0)[:, None]) * scale, 0.0)
+        scale = rstd_next[:, None]
+        # Beside the row this is not zero, but what it is multiplied with is.
+        normal = (x_next.to(tl.float32) - mean_next[:, None]) * scale
+        slope = dy_next.to(tl.float32)
+        x_next, dy_next, mean_next, rstd_next = _next(
+            dy, x, mean, rstd, first + group + 1, rows, channels, c, group + 1 < groups, ROWS, V
+        )
         if SUMS:
             d_weight += slope * normal
             d_bias += slope
@@ -97,8 +130,9 @@ def gradients(
         along = tl.sum(slope * normal, 1)[:, None] / channels
         level = tl.sum(slope, 1)[:, None] / channels
         out = (slope - level - normal * along) * scale
-        dx_at = tl.max_contiguous(tl.multiple_of(dx + at, [x_size, x_size]), [1, V])
-        tl.store(dx_at, out.to(dx.dtype.element_ty), mask)
+        _, there, at = _rows(first + group, rows, channels, c, ROWS)
+        dx_at = tl.max_contiguous(tl.multiple_of(dx + at, [size, size]), [1, V])
+        tl.store(dx_at, out.to(dx.dtype.element_ty), _mask(there, inside, V))
     if SUMS:
         part = parts + pid * 2 * channels + c
         tl.store(part, tl.sum(d_weight, 0), inside)
@@ -120,15 +154,16 @@ class _Cut(NamedTuple):
         return {"ROWS": self.rows, "BC": self.block, "V": lanes, "num_warps": self.warps, "num_stages": 1}
 
 
-def _cut(x: Tensor, rows_per_program: int) -> _Cut:
+def _cut(x: Tensor, way: Way) -> _Cut:
     channels = x.shape[-1]
     rows = x.numel() // channels
     block = 1 << (channels - 1).bit_length()
-    warps = max(1, block // 1024)
+    warps = max(1, block // way.most)
     at_once = min(32, max(1, _ELEMENTS // block))
     groups = -(-rows // at_once)
     # As many programs as keep the machine busy, but none with less to do than it takes to begin and end.
-    per_program = max(-(-rows_per_program // at_once), -(-groups // (_PROGRAMS_PER_SM * processors(x.device))))
+    programs = max(1, way.warps_per_processor // warps) * processors(x.device)
+    per_program = max(-(-way.least_rows // at_once), -(-groups // programs))
     return _Cut(at_once, block, warps, per_program, -(-groups // per_program))
 
 
@@ -150,7 +185,7 @@ def forward(
         y: as ``x``, in any of these dtypes.
         mean, rstd: ``(rows)``, float32: what backward needs; both or none.
     """
-    cut = _cut(x, 4)
+    cut = _cut(x, FORWARD)
     normalize[(cut.programs,)](
         x, _contiguous(weight), _contiguous(bias), y, y if mean is None else mean, y if rstd is None else rstd,
         x.numel() // x.shape[-1], x.shape[-1], cut.groups, eps,
@@ -165,30 +200,28 @@ def backward(
     mean: Tensor,
     rstd: Tensor,
     dx: Tensor,
-    sums: bool,
+    d_weight: Tensor | None,
+    d_bias: Tensor | None,
     workspace: Callable[[int], Tensor],
-) -> Tensor | None:
-    """Fill ``dx``; not for empty tensors.
+) -> None:
+    """Fill the gradients; not for empty tensors.
 
     Args:
         dy: ``(…, c)``, contiguous, in any of these dtypes.
         x, weight, mean, rstd: as `forward` had them.
         dx: as ``x``.
-        sums: whether the gradients of weight and bias are wanted.
+        d_weight, d_bias: ``(c)``, contiguous, in any of these dtypes, or None where they are not wanted.
         workspace: makes float32 memory for this call.
-
-    Returns:
-        The parts of those, to be added, ``(parts, 2·c)``; None where they are not wanted.
     """
-    cut, channels = _cut(x, 16), x.shape[-1]
-    shape = (cut.programs, 2 * channels)
-    parts = workspace(math.prod(shape)).view(shape) if sums else None
+    cut, channels = _cut(x, BACKWARD), x.shape[-1]
+    parts = None if d_weight is None and d_bias is None else workspace(cut.programs * 2 * channels)
     gradients[(cut.programs,)](
         dy, x, _contiguous(weight), mean, rstd, dx, mean if parts is None else parts,
         x.numel() // channels, channels, cut.groups,
-        WEIGHT=weight is not None, SUMS=sums, **cut.constants(x, dy, dx),
+        WEIGHT=weight is not None, SUMS=parts is not None, **cut.constants(x, dy, dx),
     )  # fmt: skip
-    return parts
+    if parts is not None:
+        add_parts(parts, cut.programs, channels, 1, d_weight, d_bias)
 
 
 def _contiguous(t: Tensor | None) -> Tensor | None:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from vmamba.kernels.triton.jit import kernel
 
-_PARTS = 128  # at once
+_PARTS = 512  # at once
 _BLOCK = 8  # numbers of a program: 32 bytes, the least that memory moves
-_WARPS = 4
+_WARPS = 8
 
 
 @kernel
