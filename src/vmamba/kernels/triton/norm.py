@@ -11,7 +11,7 @@ Instructions an element for 96 channels are 27 forward and 38 backward, fewer fo
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vmamba.kernels.triton.jit import kernel
+from vmamba.kernels.triton.jit import Bound, kernel
 from vmamba.kernels.triton.plan import processors
 
 MOST_CHANNELS = 4096
@@ -114,22 +114,53 @@ class _Cut(NamedTuple):
     groups: int  # of a program
     programs: int
 
-    def constants(self, *tensors: Tensor) -> dict[str, int]:
-        numbers = [tensors[0].shape[-1], *(t.data_ptr() // t.element_size() for t in tensors)]
-        lanes = next(n for n in (4, 2, 1) if all(number % n == 0 for number in numbers))
+    def constants(self, lanes: int) -> dict[str, int]:
         return {"ROWS": self.rows, "BC": self.block, "V": lanes, "num_warps": self.warps, "num_stages": 1}
 
 
-def _cut(x: Tensor, rows_per_program: int) -> _Cut:
-    channels = x.shape[-1]
-    rows = x.numel() // channels
+def _cut(rows: int, channels: int, rows_per_program: int, programs: int) -> _Cut:
     block = 1 << (channels - 1).bit_length()
     warps = max(1, block // 1024)
     at_once = min(32, max(1, _ELEMENTS // block))
     groups = -(-rows // at_once)
-    # As many programs as keep the machine busy, but none with less to do than it takes to begin and end.
-    per_program = max(-(-rows_per_program // at_once), -(-groups // (_PROGRAMS_PER_SM * processors(x.device))))
+    # No program has less to do than it takes to begin and end.
+    per_program = max(-(-rows_per_program // at_once), -(-groups // programs))
     return _Cut(at_once, block, warps, per_program, -(-groups // per_program))
+
+
+def _programs(x: Tensor) -> int:
+    """How many keep the machine busy."""
+    return _PROGRAMS_PER_SM * processors(x.device)
+
+
+def _lanes(channels: int, *tensors: Tensor) -> int:
+    """How many channels, at most 4, a lane can move at once."""
+    numbers = channels
+    for t in tensors:
+        numbers |= t.data_ptr() // t.element_size()
+    return 4 if numbers % 4 == 0 else 2 if numbers % 2 == 0 else 1
+
+
+# Launches but for their tensors, for each layer of a model: finding one takes as long as the kernel on a small map.
+
+
+@functools.lru_cache(1024)
+def _forward(
+    rows: int, channels: int, lanes: int, programs: int, eps: float, weight: bool, bias: bool, save: bool
+) -> Bound:
+    cut = _cut(rows, channels, 4, programs)
+    return normalize.bound(
+        cut.programs, rows, channels, cut.groups, eps, WEIGHT=weight, BIAS=bias, SAVE=save, **cut.constants(lanes)
+    )
+
+
+@functools.lru_cache(1024)
+def _backward(rows: int, channels: int, lanes: int, programs: int, weight: bool, sums: bool) -> tuple[int, Bound]:
+    """And how many parts there are of sums."""
+    cut = _cut(rows, channels, 16, programs)
+    return cut.programs, gradients.bound(
+        cut.programs, rows, channels, cut.groups, WEIGHT=weight, SUMS=sums, **cut.constants(lanes)
+    )
 
 
 def forward(
@@ -150,12 +181,10 @@ def forward(
         y: as ``x``, in any of these dtypes.
         mean, rstd: ``(rows)``, float32: what backward needs; both or none.
     """
-    cut = _cut(x, 4)
-    normalize[(cut.programs,)](
-        x, _contiguous(weight), _contiguous(bias), y, y if mean is None else mean, y if rstd is None else rstd,
-        x.numel() // x.shape[-1], x.shape[-1], cut.groups, eps,
-        WEIGHT=weight is not None, BIAS=bias is not None, SAVE=mean is not None, **cut.constants(x, y),
-    )  # fmt: skip
+    channels = x.shape[-1]
+    rows, lanes, given = x.numel() // channels, _lanes(channels, x, y), (weight is not None, bias is not None)
+    launch = _forward(rows, channels, lanes, _programs(x), eps, *given, mean is not None)
+    launch(x, _contiguous(weight), _contiguous(bias), y, y if mean is None else mean, y if rstd is None else rstd)
 
 
 def backward(
@@ -180,14 +209,11 @@ def backward(
     Returns:
         The parts of those, to be added, ``(parts, 2·c)``; None where they are not wanted.
     """
-    cut, channels = _cut(x, 16), x.shape[-1]
-    shape = (cut.programs, 2 * channels)
-    parts = workspace(math.prod(shape)).view(shape) if sums else None
-    gradients[(cut.programs,)](
-        dy, x, _contiguous(weight), mean, rstd, dx, mean if parts is None else parts,
-        x.numel() // channels, channels, cut.groups,
-        WEIGHT=weight is not None, SUMS=sums, **cut.constants(x, dy, dx),
-    )  # fmt: skip
+    channels = x.shape[-1]
+    rows, lanes = x.numel() // channels, _lanes(channels, x, dy, dx)
+    count, launch = _backward(rows, channels, lanes, _programs(x), weight is not None, sums)
+    parts = workspace(count * 2 * channels).view(count, 2 * channels) if sums else None
+    launch(dy, x, _contiguous(weight), mean, rstd, dx, mean if parts is None else parts)
     return parts
 
 
