@@ -13,6 +13,9 @@ from vmamba import _torch
 
 def takes_kernels(*tensors: Tensor | None) -> bool:
     """Whether this is an ordinary float32 call on the CPU, without autocast, of tensors that are not empty."""
+    first = tensors[0]
+    if not isinstance(first, Tensor) or first.device.type != "cpu":  # most of those who ask, and the quickest answer
+        return False
     return (
         _torch.is_plain(*tensors)
         and not torch.is_autocast_enabled("cpu")

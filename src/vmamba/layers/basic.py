@@ -49,7 +49,7 @@ class DropPath(nn.Module):
             return x
         keep = 1.0 - self.p
         mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep)
-        return x * (mask / keep if keep > 0.0 else mask)
+        return x * (mask.div_(keep) if keep > 0.0 else mask)
 
     def extra_repr(self) -> str:
         """Show the rate."""

@@ -44,15 +44,16 @@ class Gradients(NamedTuple):
     def fill(self, weight: Tensor | None, bias: Tensor | None, A: Tensor | None, D: Tensor | None) -> None:
         """Sum the parts, in order, into the parameters' gradients."""
         sums = self.parameters.sum(0)  # (k, r + 2 + n, d)
-        rank, directions, channels = self.rank, sums.shape[0], sums.shape[2]
+        of_weight, of_bias, of_D, of_A = sums.split_with_sizes([self.rank, 1, 1, self.states], 1)
         if weight is not None:
-            weight.copy_(sums[:, :rank].transpose(1, 2))
+            weight.copy_(of_weight.transpose(1, 2))
         if bias is not None:
-            bias.view(directions, channels).copy_(sums[:, rank])
+            bias.view(of_bias.shape).copy_(of_bias)
         if D is not None:
-            D.view(directions, channels).copy_(sums[:, rank + 1])
+            D.view(of_D.shape).copy_(of_D)
         if A is not None:
-            A.view(directions, channels, self.states).copy_(sums[:, rank + 2 :].transpose(1, 2))
+            of_A = of_A.transpose(1, 2)
+            A.view(of_A.shape).copy_(of_A)
 
 
 class Inputs(NamedTuple):

@@ -11,6 +11,7 @@ Instructions an element for 128 channels are 20 forward and 30 backward, fewer f
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vmamba.kernels.triton.jit import kernel
+from vmamba.kernels.triton.jit import Bound, kernel
 from vmamba.kernels.triton.plan import processors
 from vmamba.kernels.triton.sums import add_parts
 
@@ -148,23 +149,48 @@ class _Cut(NamedTuple):
     groups: int  # of a program
     programs: int
 
-    def constants(self, *tensors: Tensor) -> dict[str, int]:
-        numbers = [tensors[0].shape[-1], *(t.data_ptr() // t.element_size() for t in tensors)]
-        lanes = next(n for n in (4, 2, 1) if all(number % n == 0 for number in numbers))
+    def constants(self, lanes: int) -> dict[str, int]:
         return {"ROWS": self.rows, "BC": self.block, "V": lanes, "num_warps": self.warps, "num_stages": 1}
 
 
-def _cut(x: Tensor, way: Way) -> _Cut:
-    channels = x.shape[-1]
-    rows = x.numel() // channels
+def _cut(rows: int, channels: int, way: Way, on: int) -> _Cut:
+    """On so many multiprocessors."""
     block = 1 << (channels - 1).bit_length()
     warps = max(1, block // way.most)
     at_once = min(32, max(1, _ELEMENTS // block))
     groups = -(-rows // at_once)
     # As many programs as keep the machine busy, but none with less to do than it takes to begin and end.
-    programs = max(1, way.warps_per_processor // warps) * processors(x.device)
+    programs = max(1, way.warps_per_processor // warps) * on
     per_program = max(-(-way.least_rows // at_once), -(-groups // programs))
     return _Cut(at_once, block, warps, per_program, -(-groups // per_program))
+
+
+def _lanes(channels: int, *tensors: Tensor) -> int:
+    """How many channels, at most 4, a lane can move at once."""
+    numbers = channels
+    for t in tensors:
+        numbers |= t.data_ptr() // t.element_size()
+    return 4 if numbers % 4 == 0 else 2 if numbers % 2 == 0 else 1
+
+
+# Launches but for their tensors, for each layer of a model: finding one takes as long as the kernel on a small map.
+
+
+@functools.lru_cache(1024)
+def _forward(rows: int, channels: int, lanes: int, on: int, eps: float, weight: bool, bias: bool, save: bool) -> Bound:
+    cut = _cut(rows, channels, FORWARD, on)
+    return normalize.bound(
+        cut.programs, rows, channels, cut.groups, eps, WEIGHT=weight, BIAS=bias, SAVE=save, **cut.constants(lanes)
+    )
+
+
+@functools.lru_cache(1024)
+def _backward(rows: int, channels: int, lanes: int, on: int, weight: bool, sums: bool) -> tuple[int, Bound]:
+    """And how many parts there are of sums."""
+    cut = _cut(rows, channels, BACKWARD, on)
+    return cut.programs, gradients.bound(
+        cut.programs, rows, channels, cut.groups, WEIGHT=weight, SUMS=sums, **cut.constants(lanes)
+    )
 
 
 def forward(
@@ -185,12 +211,10 @@ def forward(
         y: as ``x``, in any of these dtypes.
         mean, rstd: ``(rows)``, float32: what backward needs; both or none.
     """
-    cut = _cut(x, FORWARD)
-    normalize[(cut.programs,)](
-        x, _contiguous(weight), _contiguous(bias), y, y if mean is None else mean, y if rstd is None else rstd,
-        x.numel() // x.shape[-1], x.shape[-1], cut.groups, eps,
-        WEIGHT=weight is not None, BIAS=bias is not None, SAVE=mean is not None, **cut.constants(x, y),
-    )  # fmt: skip
+    channels = x.shape[-1]
+    rows, lanes, given = x.numel() // channels, _lanes(channels, x, y), (weight is not None, bias is not None)
+    launch = _forward(rows, channels, lanes, processors(x.device), eps, *given, mean is not None)
+    launch(x, _contiguous(weight), _contiguous(bias), y, y if mean is None else mean, y if rstd is None else rstd)
 
 
 def backward(
@@ -213,15 +237,13 @@ def backward(
         d_weight, d_bias: ``(c)``, contiguous, in any of these dtypes, or None where they are not wanted.
         workspace: makes float32 memory for this call.
     """
-    cut, channels = _cut(x, BACKWARD), x.shape[-1]
-    parts = None if d_weight is None and d_bias is None else workspace(cut.programs * 2 * channels)
-    gradients[(cut.programs,)](
-        dy, x, _contiguous(weight), mean, rstd, dx, mean if parts is None else parts,
-        x.numel() // channels, channels, cut.groups,
-        WEIGHT=weight is not None, SUMS=parts is not None, **cut.constants(x, dy, dx),
-    )  # fmt: skip
+    channels, sums = x.shape[-1], d_weight is not None or d_bias is not None
+    rows, lanes = x.numel() // channels, _lanes(channels, x, dy, dx)
+    count, launch = _backward(rows, channels, lanes, processors(x.device), weight is not None, sums)
+    parts = workspace(count * 2 * channels) if sums else None
+    launch(dy, x, _contiguous(weight), mean, rstd, dx, mean if parts is None else parts)
     if parts is not None:
-        add_parts(parts, cut.programs, channels, 1, d_weight, d_bias)
+        add_parts(parts, count, channels, 1, d_weight, d_bias)
 
 
 def _contiguous(t: Tensor | None) -> Tensor | None:

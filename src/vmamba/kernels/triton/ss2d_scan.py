@@ -107,7 +107,7 @@ def _prepared(
     layouts = _layout(x), _layout(x_dbl)
     call = _Call(plan_of(x, A, 1, rank), *layouts, rank, states, bias, skip, tuple(readings), delta_softplus)
     # The kernels know the strides: of views only where they begin counts.
-    steps, B, C = x_dbl.split([rank, states, states], dim=-1)
+    steps, B, C = x_dbl.split_with_sizes([rank, states, states], -1)
     return call, Inputs(x, steps, dt_weight, dt_bias, A, B, C, D)
 
 
