@@ -67,7 +67,7 @@ class Driver:
 
 
 @kernel
-def scale(x, y, count, factor, SAVE: tl.constexpr, BC: tl.constexpr):
+def scale(x, y, count, factor, SAVE: tl.constexpr, BC: tl.constexpr):  # type: ignore[no-untyped-def]
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     found = tl.load(x + c, c < count, 0.0) * factor
     if SAVE:
@@ -111,6 +111,16 @@ launch("negative", x, y, -(2**31), 2.0)
 launch("integer factor", x, y, 8, 2)
 launch("constants", x, y, 8, 2.0, SAVE=True, BC=16, num_warps=2)
 launch("warps", x, y, 8, 2.0, SAVE=True, BC=8, num_warps=4)
+bound = scale.bound(4, 8, 2.0, SAVE=True, BC=8, num_warps=2)
+for name, tensors in (("bound", (x, y)), ("bound half", (half, half)), ("bound parameter", (torch.nn.Parameter(x), y))):
+    del launched[:]
+    before = through_triton
+    bound(*tensors)
+    bound(*tensors)
+    scale[(4,)](*tensors, 8, 2.0, SAVE=True, BC=8, num_warps=2)
+    same = launched[0][:4] == launched[1][:4] == launched[2][:4]
+    same &= all(a is b is c or a == b == c for a, b, c in zip(*(one[4] for one in launched), strict=True))
+    results[name] = {"asked": through_triton - before, "same": same, "types": launched[0][0]}
 Driver.device = 1
 launch("device", x, y, 8, 2.0)
 Driver.device, Driver.stream = 0, 9
@@ -127,5 +137,6 @@ del hook.calls[:]
 del launched[:]
 with collecting() as collected:
     scale[(3,)](x, y, 8, 2.0, SAVE=True, BC=8, num_warps=2)
+    bound(x, y)
 results["collected"] = [len(collected), len(launched)]
 print(json.dumps(results))

@@ -38,6 +38,12 @@ def test_a_known_combination_does_not(found: dict[str, Any], name: str) -> None:
     assert found[name]["types"] == found["first"]["types"]
 
 
+def test_a_kept_launch_is_the_one_that_it_was_kept_for(found: dict[str, Any]) -> None:
+    assert all(found[name]["same"] for name in ("bound", "bound half", "bound parameter"))
+    assert [found[name]["asked"] for name in ("bound", "bound half")] == [0, 1]
+    assert found["bound half"]["types"] == ["*fp16", "*fp16", "i32", "fp32"]
+
+
 def test_numbers_of_64_bits_are_left_to_triton(found: dict[str, Any]) -> None:
     assert found["wide"]["asked"] == 2
     assert found["wide"]["types"] == ["*fp32", "*fp32", "i64", "fp32"]
@@ -61,4 +67,4 @@ def test_hooks_see_every_launch(found: dict[str, Any]) -> None:
 
 
 def test_what_is_collected_is_not_launched(found: dict[str, Any]) -> None:
-    assert found["collected"] == [1, 0]
+    assert found["collected"] == [2, 0]
