@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -22,9 +21,6 @@ _PROGRAM = Path(__file__).with_name("compile_kernels.py")
 #: One block of VMamba-T's first and of its second stage: 96 channels and a rank of 6, 192 and 12.
 _FIRST_STAGE = {"dims": [96], "depths": [1], "num_classes": 2}
 _SECOND_STAGE = {"dims": [192], "depths": [1], "num_classes": 2}
-
-#: Older ones multiply sums of 16 terms at least, so that backward's are doubled with zeros.
-_SHORT_SUMS = tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2]) >= (3, 8)
 
 
 def compiled(capability: int, dtype: str, training: bool, **options: object) -> list[dict[str, Any]]:
@@ -52,19 +48,19 @@ def hold(rows: list[dict[str, Any]], most: dict[str, float], spills: dict[str, i
 @pytest.mark.parametrize(
     ("capability", "stage", "most"),
     [
-        (80, _FIRST_STAGE, {"outputs": 40, "aggregates": 32}),
-        (90, _FIRST_STAGE, {"outputs": 40, "aggregates": 32}),
+        (80, _FIRST_STAGE, {"outputs": 60, "aggregates": 43}),
+        (90, _FIRST_STAGE, {"outputs": 57, "aggregates": 42}),
         (90, _SECOND_STAGE, {"outputs": 45, "aggregates": 35}),
     ],
 )
 def test_one_state(capability: int, stage: dict[str, Any], most: dict[str, float]) -> None:
     rows = compiled(capability, "bfloat16", True, **stage)
     assert Counter(row["name"] for row in rows) == {"outputs": 1, "aggregates": 2, "carry": 1, "gradients": 1}
-    # For 8.0 the compiler keeps more at once, and some of it does not fit; forward spills outside its loops.
-    spills = {"gradients": 64 if _SHORT_SUMS else 128}
+    # Forward's registers are capped; what does not fit is spilled outside its loops. For 8.0 the compiler keeps more.
+    spills = {"outputs": 256, "aggregates": 200, "gradients": 160}
     if capability == 80:
-        spills = {"outputs": 256, "aggregates": 128, "gradients": 400}
-    hold(rows, {**most, "carry": 20, "gradients": 120 if _SHORT_SUMS else 135}, spills)
+        spills = {"outputs": 400, "aggregates": 200, "gradients": 500}
+    hold(rows, {**most, "carry": 20, "gradients": 135}, spills)
     for row in rows:
         if row["name"] in ("outputs", "aggregates"):
             assert "LDL" not in row["kinds"], row["name"]

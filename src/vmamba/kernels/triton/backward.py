@@ -102,43 +102,38 @@ def gradients(
         if GROUP == BT:
             if full < count:
                 h = tl.load(kept + (t0 + full) // GROUP * h_size + h_at, h_mask, 0.0)
-                pixel, x, g_y, steps_in, B_row, C_row, du_old = _read(
-                    u_at, s_at, B_at, C_at, dy_at, du_at, u_channel, s_channel, dy_channel, du_channel, way, full, row,
-                    c, full + row < count, inside, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, R, RP,
-                    SPLIT, NB, DENSE, EDGE, True,
+                pixel, x, g_y, steps_in = _read(
+                    u_at, s_at, dy_at, u_channel, s_channel, dy_channel, way, full, row, c, full + row < count, inside,
+                    U_BYTES, S_BYTES, DY_BYTES, R, RP, SPLIT, DENSE, EDGE, True,
                 )  # fmt: skip
                 q, dA, dbias, dD, dW = _tile(
-                    pixel, x, g_y, steps_in, B_row, C_row, du_old, B_at, C_at, du_at, ds_at, column_at, du_channel,
-                    ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way, full, c, n,
-                    full + row < count, inside, n_inside, states, state0, B_BYTES, C_BYTES, DU_BYTES, DS_BYTES,
-                    COLUMN_BYTES, R, RP, SPLIT, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, True,
+                    pixel, x, g_y, steps_in, B_at, C_at, du_at, ds_at, column_at, du_channel, ds_channel, B_state,
+                    C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way, full, c, n, full + row < count,
+                    inside, n_inside, states, state0, more, B_BYTES, C_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP,
+                    SPLIT, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, True,
                 )  # fmt: skip
             if full > 0:
                 h = tl.load(kept + (t0 + full - BT) // GROUP * h_size + h_at, h_mask, 0.0)
-                pixel, x, g_y, steps_in, B_row, C_row, du_old = _read(
-                    u_at, s_at, B_at, C_at, dy_at, du_at, u_channel, s_channel, dy_channel, du_channel, way, full - BT,
-                    row, c, row < BT, inside, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, R, RP,
-                    SPLIT, NB, DENSE, EDGE, False,
+                pixel, x, g_y, steps_in = _read(
+                    u_at, s_at, dy_at, u_channel, s_channel, dy_channel, way, full - BT, row, c, row < BT, inside,
+                    U_BYTES, S_BYTES, DY_BYTES, R, RP, SPLIT, DENSE, EDGE, False,
                 )  # fmt: skip
                 for j in range(0, full, BT):
                     i = full - BT - j
                     # What the next tile needs is under way while this one is computed.
                     at = tl.maximum(i - BT, 0)
                     h1 = tl.load(kept + (t0 + at) // GROUP * h_size + h_at, h_mask, 0.0)
-                    pixel1, x1, g_y1, steps_in1, B_row1, C_row1, du_old1 = _read(
-                        u_at, s_at, B_at, C_at, dy_at, du_at, u_channel, s_channel, dy_channel, du_channel, way, at,
-                        row, c, row < BT, inside, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, R, RP,
-                        SPLIT, NB, DENSE, EDGE, False,
+                    pixel1, x1, g_y1, steps_in1 = _read(
+                        u_at, s_at, dy_at, u_channel, s_channel, dy_channel, way, at, row, c, row < BT, inside, U_BYTES,
+                        S_BYTES, DY_BYTES, R, RP, SPLIT, DENSE, EDGE, False,
                     )  # fmt: skip
                     q, dA, dbias, dD, dW = _tile(
-                        pixel, x, g_y, steps_in, B_row, C_row, du_old, B_at, C_at, du_at, ds_at, column_at, du_channel,
-                        ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way, i, c,
-                        n, row < BT, inside, n_inside, states, state0, B_BYTES, C_BYTES, DU_BYTES, DS_BYTES,
-                        COLUMN_BYTES, R, RP, SPLIT, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT,
-                        False,
+                        pixel, x, g_y, steps_in, B_at, C_at, du_at, ds_at, column_at, du_channel, ds_channel, B_state,
+                        C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way, i, c, n, row < BT, inside,
+                        n_inside, states, state0, more, B_BYTES, C_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R, RP,
+                        SPLIT, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, False,
                     )  # fmt: skip
                     h, pixel, x, g_y, steps_in = h1, pixel1, x1, g_y1, steps_in1
-                    B_row, C_row, du_old = B_row1, C_row1, du_old1
         else:
             last = (count - 1) // GROUP * GROUP
             for j in range(0, last + 1, GROUP):
@@ -160,17 +155,15 @@ def gradients(
                     tile = tiles - 1 - turned
                     h = tl.load(scratch_at + tile * (NB * BC))
                     i = first + tile * BT
-                    pixel, x, g_y, steps_in, B_row, C_row, du_old = _read(
-                        u_at, s_at, B_at, C_at, dy_at, du_at, u_channel, s_channel, dy_channel, du_channel, way, i, row,
-                        c, i + row < count, inside, more, U_BYTES, S_BYTES, B_BYTES, C_BYTES, DY_BYTES, DU_BYTES, R, RP,
-                        SPLIT, NB, DENSE, EDGE, True,
+                    pixel, x, g_y, steps_in = _read(
+                        u_at, s_at, dy_at, u_channel, s_channel, dy_channel, way, i, row, c, i + row < count, inside,
+                        U_BYTES, S_BYTES, DY_BYTES, R, RP, SPLIT, DENSE, EDGE, True,
                     )  # fmt: skip
                     q, dA, dbias, dD, dW = _tile(
-                        pixel, x, g_y, steps_in, B_row, C_row, du_old, B_at, C_at, du_at, ds_at, column_at, du_channel,
-                        ds_channel, B_state, C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way, i, c,
-                        n, i + row < count, inside, n_inside, states, state0, B_BYTES, C_BYTES, DU_BYTES, DS_BYTES,
-                        COLUMN_BYTES, R, RP, SPLIT, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT,
-                        True,
+                        pixel, x, g_y, steps_in, B_at, C_at, du_at, ds_at, column_at, du_channel, ds_channel, B_state,
+                        C_state, high, low, of_bias, a, w, d, h, q, dA, dbias, dD, dW, way, i, c, n, i + row < count,
+                        inside, n_inside, states, state0, more, B_BYTES, C_BYTES, DU_BYTES, DS_BYTES, COLUMN_BYTES, R,
+                        RP, SPLIT, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, EXACT, SHORT, True,
                     )  # fmt: skip
                 tl.debug_barrier()
 
@@ -187,35 +180,32 @@ def gradients(
 
 
 @triton.jit
-def _read(u, s, B, C, dy, du, u_channel, s_channel, dy_channel, du_channel, way, i, row, c, valid, inside, more,
-          U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, B_BYTES: tl.constexpr, C_BYTES: tl.constexpr,
-          DY_BYTES: tl.constexpr, DU_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr,
-          NB: tl.constexpr, DENSE: tl.constexpr, EDGE: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
-    """Load all that a tile is computed from, in memory's own dtypes: its pixels, u, dy, what `steps` takes, B and C,
-    and what du has so far. As in the forward kernels these loads stand before all of a tile's stores."""
+def _read(u, s, dy, u_channel, s_channel, dy_channel, way, i, row, c, valid, inside,
+          U_BYTES: tl.constexpr, S_BYTES: tl.constexpr, DY_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+          SPLIT: tl.constexpr, DENSE: tl.constexpr, EDGE: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
+    """Load what a tile begins with, in memory's own dtypes: its pixels, u, dy and what `steps` takes."""
     pixel = place(way, i + row)
     x = read_tile(cells(u, pixel, U_BYTES, c, u_channel, DENSE), valid, inside, EDGE, TAIL)
     g_y = read_tile(cells(dy, pixel, DY_BYTES, c, dy_channel, DENSE), valid, inside, EDGE, TAIL)
-    steps_in = steps_at(s, s_channel, pixel, c, valid, inside, S_BYTES, R, RP, SPLIT, EDGE, TAIL)
-    B_row, C_row = row, row  # with more states they are read row by row
-    if NB == 1:
-        B_row = read_row(at_pixels(B, pixel, B_BYTES), valid, TAIL)
-        C_row = read_row(at_pixels(C, pixel, C_BYTES), valid, TAIL)
-    held = (valid[:, None] | (not TAIL)) & (inside[None, :] | (not EDGE)) & (more != 0)
-    du_old = tl.load(cells(du, pixel, DU_BYTES, c, du_channel, DENSE), held, 0.0)
-    return pixel, x, g_y, steps_in, B_row, C_row, du_old
+    return pixel, x, g_y, steps_at(s, s_channel, pixel, c, valid, inside, S_BYTES, R, RP, SPLIT, EDGE, TAIL)
 
 
 @triton.jit
 def _tile(
-    pixel, x, g_y, steps_in, B_row, C_row, du_old, B, C, du, ds, column, du_channel, ds_channel, B_state, C_state,
-    high, low, bias, a, w, d, h, q, dA, dbias, dD, dW, way, i, c, n, valid, inside, n_inside, states, state0,
+    pixel, x, g_y, steps_in, B, C, du, ds, column, du_channel, ds_channel, B_state, C_state,
+    high, low, bias, a, w, d, h, q, dA, dbias, dD, dW, way, i, c, n, valid, inside, n_inside, states, state0, more,
     B_BYTES: tl.constexpr, C_BYTES: tl.constexpr, DU_BYTES: tl.constexpr, DS_BYTES: tl.constexpr,
     COLUMN_BYTES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr, NB: tl.constexpr,
     BT: tl.constexpr, BC: tl.constexpr, SOFTPLUS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr,
     EDGE: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr, SHORT: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one tile; returns the adjoint state in front of it and the sums over places, with its own added."""
+    # What is wanted later than this is loaded here, before all stores, which loads do not overtake.
+    if NB == 1:
+        B_row = read_row(at_pixels(B, pixel, B_BYTES), valid, TAIL)
+        C_row = read_row(at_pixels(C, pixel, C_BYTES), valid, TAIL)
+    du_at = cells(du, pixel, DU_BYTES, c, du_channel, DENSE)
+    du_old = tl.load(du_at, (valid[:, None] | (not TAIL)) & (inside[None, :] | (not EDGE)) & (more != 0), 0.0)
     x, g_y = x.to(tl.float32), g_y.to(tl.float32)
     step, p, e = steps(steps_in, high, low, bias, valid, R, SPLIT, SOFTPLUS, TAIL)
     v, v_y = step * x, g_y
@@ -242,7 +232,7 @@ def _tile(
     if TAIL:
         of_step = tl.where(valid[:, None], of_step, 0.0)
     of_u = of_B * step + d[None, :] * g_y + du_old.to(tl.float32)
-    store_tile(cells(du, pixel, DU_BYTES, c, du_channel, DENSE), of_u, valid, inside, EDGE, TAIL)
+    store_tile(du_at, of_u, valid, inside, EDGE, TAIL)
     dbias += tl.sum(of_step, 0)
     dD += tl.sum(x * g_y, 0)
     if R > 0:
