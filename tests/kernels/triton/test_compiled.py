@@ -57,12 +57,12 @@ def test_one_state(capability: int, stage: dict[str, Any], most: dict[str, float
     rows = compiled(capability, "bfloat16", True, **stage)
     assert Counter(row["name"] for row in rows) == {"outputs": 1, "aggregates": 2, "carry": 1, "gradients": 1}
     # Forward's registers are capped; what does not fit is spilled outside its loops. For 8.0 the compiler keeps more.
-    spills = {"outputs": 256, "aggregates": 200, "gradients": 160}
+    spills = {"outputs": 350, "aggregates": 200, "gradients": 160}
     if capability == 80:
-        spills = {"outputs": 400, "aggregates": 200, "gradients": 500}
+        spills = {"outputs": 500, "aggregates": 250, "gradients": 500}
     hold(rows, {**most, "carry": 20, "gradients": 135}, spills)
     for row in rows:
-        if row["name"] in ("outputs", "aggregates"):
+        if row["name"] in ("outputs", "aggregates") and capability == 90:
             assert "LDL" not in row["kinds"], row["name"]
             assert "STL" not in row["kinds"], row["name"]
 
@@ -76,7 +76,7 @@ def test_float32() -> None:
 @pytest.mark.long
 def test_sixteen_states() -> None:
     rows = compiled(90, "bfloat16", False, **_SECOND_STAGE, ssm_d_state=16)
-    hold(rows, {"outputs": 175, "aggregates": 125, "carry": 20}, {"outputs": 384, "aggregates": 64})
+    hold(rows, {"outputs": 175, "aggregates": 125, "carry": 20}, {"outputs": 384, "aggregates": 128})
 
 
 def test_a_model_needs_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
