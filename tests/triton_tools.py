@@ -52,7 +52,7 @@ import importlib, json, os, re, subprocess, sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 module, name, capability, types, constants, warps, path = json.loads(sys.argv[1])
-kernel = getattr(importlib.import_module("vmamba.kernels.triton." + module), name).function
+kernel = getattr(importlib.import_module("vmamba.kernels.triton.layers." + module), name).function
 names = kernel.arg_names
 signature = dict(zip(names, types)) | {key: "constexpr" for key in constants}
 source = ASTSource(kernel, signature, {(names.index(key),): value for key, value in constants.items()})
@@ -65,7 +65,7 @@ print(json.dumps(made.metadata.shared))
 def compiled(
     module: str, name: str, capability: int, types: list[str], constants: dict[str, object], warps: int = 4
 ) -> Compiled:
-    """Compile a kernel of `vmamba.kernels.triton` for a GPU of this compute capability, which need not be here.
+    """Compile a kernel of `vmamba.kernels.triton.layers` for a GPU of this compute capability, which need not be here.
 
     In a process of its own: here the kernels may be interpreted.
     """

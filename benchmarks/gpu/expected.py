@@ -16,8 +16,8 @@ import torch
 import vmamba
 from vmamba.bench.kernels import compile_for
 from vmamba.inference.warm import launches
-from vmamba.kernels.triton import launch as launching
 from vmamba.kernels.triton.jit import Launch
+from vmamba.kernels.triton.scans import launch as launching
 
 PROCESSORS, CLOCK, BANDWIDTH = 132, 1.755e9, 3.35e12  # H100 SXM: schedulers are four a multiprocessor
 _SIZE = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}

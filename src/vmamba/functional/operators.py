@@ -23,8 +23,8 @@ from vmamba.kernels import triton
 
 @functools.cache
 def kernels(name: str) -> ModuleType:
-    """A module of `vmamba.kernels.triton`, which imports Triton: not before it is needed."""
-    return importlib.import_module(f"vmamba.kernels.triton.{name}")
+    """A module of `vmamba.kernels.triton.layers`, which imports Triton: not before it is needed."""
+    return importlib.import_module(f"vmamba.kernels.triton.layers.{name}")
 
 
 def workspace(like: Tensor) -> Callable[[int], Tensor]:

@@ -66,7 +66,7 @@ def launches(
 def _launch(
     x: Tensor, x_dbl: Tensor, parameters: Sequence[Tensor | None], scan_mode: str, softplus: bool, training: bool
 ) -> None:
-    from vmamba.kernels.triton import ss2d_scan
+    from vmamba.kernels.triton.scans import ss2d_scan
 
     def workspace(elements: int) -> Tensor:
         return torch.empty(elements, device="meta")

@@ -13,7 +13,7 @@ import torch
 import vmamba
 from vmamba.bench.kernels import compile_for
 from vmamba.inference.warm import launches
-from vmamba.kernels.triton import launch
+from vmamba.kernels.triton.scans import launch
 
 capability, dtype, training, options = sys.argv[1:]
 launch.processors = lambda device: 132  # as many as an H100 has

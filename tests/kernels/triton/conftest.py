@@ -35,7 +35,7 @@ def quick_calls() -> None:
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """``"oflex"`` on CPU tensors is what it is on a GPU's, and small maps are cut into chunks, as large ones are."""
-    from vmamba.kernels.triton import plan
+    from vmamba.kernels.triton.scans import plan
     from vmamba.scan import schema
 
     monkeypatch.setitem(schema._KERNELS, "cpu", schema._of_gpu)

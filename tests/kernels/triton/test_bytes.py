@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import vmamba
-from vmamba.kernels.triton import launch, plan
 from vmamba.kernels.triton.jit import Kernel
+from vmamba.kernels.triton.scans import launch, plan
 
 
 class Counter:

@@ -80,7 +80,7 @@ def test_sixteen_states() -> None:
 
 
 def test_a_model_needs_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vmamba.kernels.triton import launch
+    from vmamba.kernels.triton.scans import launch
 
     monkeypatch.setattr(launch, "processors", lambda device: 132)
     model = vmamba.create_model("vmamba_tiny_s1l8")
@@ -91,7 +91,7 @@ def test_a_model_needs_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_image_sizes_make_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vmamba.kernels.triton import launch
+    from vmamba.kernels.triton.scans import launch
 
     monkeypatch.setattr(launch, "processors", lambda device: 2)
     model = vmamba.create_model("vmamba_nano")

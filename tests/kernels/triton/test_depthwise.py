@@ -20,8 +20,8 @@ from vmamba.functional.depthwise import depthwise3x3
 from vmamba.layers.basic import Conv2d
 from vmamba.layers.chain import chain
 
-kernels = pytest.importorskip("vmamba.kernels.triton.depthwise")
-sums = pytest.importorskip("vmamba.kernels.triton.sums")
+kernels = pytest.importorskip("vmamba.kernels.triton.layers.depthwise")
+sums = pytest.importorskip("vmamba.kernels.triton.layers.sums")
 jit = pytest.importorskip("vmamba.kernels.triton.jit")
 interpreted = pytest.mark.skipif(
     not jit.INTERPRETED and not torch.cuda.is_available(),
@@ -363,7 +363,7 @@ def test_without_a_gpu_nothing_of_triton_is_asked_for() -> None:
 def test_forward_in_registers(capability: int, dtype: str, columns: int) -> None:
     lanes = 4 if columns == 4 else 2
     found = compiled(
-        "depthwise", "convolve", capability,
+        "depthwise_kernels", "convolve", capability,
         [f"*{dtype}", "*fp32", "*fp32", f"*{dtype}", *["i32"] * 10],
         {"X_PIXEL": 96, "Y_PIXEL": 96, "BIAS": True, "SILU": True, "BP": lanes, "P": columns, "BC": 32, "V": lanes,
          "EDGE": False, "EVEN": True, "BESIDE": 1}, warps=1,
@@ -380,7 +380,7 @@ def test_forward_in_registers(capability: int, dtype: str, columns: int) -> None
 )
 def test_backward_in_registers(capability: int, dtype: str, edge: bool, columns: int, beside: int) -> None:
     found = compiled(
-        "depthwise", "gradients", capability,
+        "depthwise_kernels", "gradients", capability,
         [f"*{dtype}", "*fp32", "*fp32", f"*{dtype}", f"*{dtype}", "*fp32", *["i32"] * 13],
         {"X_PIXEL": 96, "DY_PIXEL": 96, "DX_PIXEL": 96, "BIAS": True, "SILU": True, "SUMS": True, "DX": True,
          "BP": 2, "P": columns, "BC": 32, "V": 2, "EDGE": edge, "EVEN": not edge, "BESIDE": beside}, warps=1,

@@ -15,7 +15,7 @@ from triton_tools import DEVICE, assert_near, random
 import vmamba
 from vmamba.functional import gpu
 
-kernels = pytest.importorskip("vmamba.kernels.triton.depthwise")
+kernels = pytest.importorskip("vmamba.kernels.triton.layers.depthwise")
 jit = pytest.importorskip("vmamba.kernels.triton.jit")
 
 

@@ -17,7 +17,7 @@ from vmamba.functional.norm import layer_norm
 from vmamba.layers import SS2D, VSSBlock
 from vmamba.layers.norm import LayerNorm, normed
 
-kernels = pytest.importorskip("vmamba.kernels.triton.norm")
+kernels = pytest.importorskip("vmamba.kernels.triton.layers.norm")
 jit = pytest.importorskip("vmamba.kernels.triton.jit")
 interpreted = pytest.mark.skipif(
     not jit.INTERPRETED and not torch.cuda.is_available(),

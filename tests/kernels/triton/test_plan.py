@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vmamba.kernels.triton.plan import pairs, plan, walk
+from vmamba.kernels.triton.scans.plan import pairs, plan, walk
 from vmamba.scan.orders import SCAN_MODES, Direction, readings_of, to_sequence
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import vmamba
 from vmamba.errors import BackendError
-from vmamba.kernels.triton import plan
+from vmamba.kernels.triton.scans import plan
 from vmamba.scan.reference import ss2d_scan_reference
 
 pytestmark = pytest.mark.usefixtures("interpreted", "unwritten_is_nan")

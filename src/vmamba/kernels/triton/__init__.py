@@ -16,7 +16,7 @@ from vmamba.kernels.interface import Obstacle, ScanCall
 _LEAST_TRITON = (3, 6)
 _LEAST_CAPABILITY = (8, 0)
 #: The modules of the two operators' kernels, which import Triton.
-SCANS = ("vmamba.kernels.triton.selective_scan", "vmamba.kernels.triton.ss2d_scan")
+SCANS = ("vmamba.kernels.triton.scans.selective_scan", "vmamba.kernels.triton.scans.ss2d_scan")
 #: What their maps may be.
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
@@ -62,6 +62,16 @@ def _capability_obstacle() -> Obstacle | None:
     return None
 
 
+@functools.cache
+def processors(device: torch.device) -> int:
+    """The multiprocessors of a GPU. Elsewhere the kernels are only interpreted: there are 2."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    if device.type == "xpu":
+        return int(torch.xpu.get_device_properties(device).gpu_subslice_count)
+    return 2
+
+
 def call_obstacle(call: ScanCall) -> Obstacle | None:
     """They run tensors of 16- and 32-bit types, of any size and any number of states."""
     if call.dtype not in DTYPES:
@@ -71,7 +81,7 @@ def call_obstacle(call: ScanCall) -> Obstacle | None:
 
 def details() -> dict[str, str]:
     """What will run, for people."""
-    from vmamba.kernels.triton.plan import processors, rows_of_table  # these need no Triton, but are of no use before
+    from vmamba.kernels.triton.scans.plan import rows_of_table
 
     if torch.version.hip is not None:
         return {"triton": "untested on ROCm"}

@@ -167,6 +167,12 @@ def _goes_through_triton(function: Any) -> bool:
 kernel = Kernel
 
 
+def capped(registers: int) -> dict[str, int]:
+    """The option by which a lane gets so many registers at most, 0 for as many as the compiler likes, where it can."""
+    can = torch.version.hip is None and getattr(torch.version, "xpu", None) is None  # it is NVIDIA's
+    return {"maxnreg": registers} if registers and can else {}
+
+
 @contextmanager
 def collecting() -> Iterator[list[Launch]]:
     """Collect what is launched inside the ``with`` block instead of launching it. Not for several threads at once."""

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vmamba.kernels.triton.launch import Backward, Forward, Inputs, Scan, Workspace, offset, plan_of
-from vmamba.kernels.triton.plan import Plan, group_of, pairs
+from vmamba.kernels.triton.scans.launch import Backward, Forward, Inputs, Scan, Workspace, offset, plan_of
+from vmamba.kernels.triton.scans.plan import Plan, group_of, pairs
 
 _DIRECTIONS = 4
 _ALIGNED = 4  # elements: states are loaded in fours at most

@@ -10,8 +10,6 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-
 from vmamba.errors import BackendError
 
 # Measured on an H200 with VMamba-T's maps. Programs have one warp each; so many hide most of what each waits for. Where
@@ -159,16 +157,6 @@ def _forward_tile(channels: int, rank: int, states: int) -> Tile:
     if channels % 64:
         return Tile(1, _ROWS, 1, 128)
     return Tile(2, _ROWS, 1, 168 if rank else 0)
-
-
-@functools.cache
-def processors(device: torch.device) -> int:
-    """The multiprocessors of a GPU. Elsewhere the kernels are only interpreted: there are 2."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).multi_processor_count
-    if device.type == "xpu":
-        return int(torch.xpu.get_device_properties(device).gpu_subslice_count)
-    return 2
 
 
 def rows_of_table() -> dict[str, str]:

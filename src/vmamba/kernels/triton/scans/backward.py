@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from vmamba.kernels.triton.jit import kernel
-from vmamba.kernels.triton.tile import (
+from vmamba.kernels.triton.scans.tile import (
     advance,
     at_pixels,
     cells,

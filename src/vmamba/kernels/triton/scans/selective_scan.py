@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from vmamba.kernels.triton.launch import Inputs, Scan, Workspace, plan_of
-from vmamba.kernels.triton.plan import Pairs, Walk, group_of
+from vmamba.kernels.triton.scans.launch import Inputs, Scan, Workspace, plan_of
+from vmamba.kernels.triton.scans.plan import Pairs, Walk, group_of
 
 _ONWARD = Pairs((Walk(0, 0, 0, 1, 0), Walk(0, 0, 0, 1, 0)), backwards=0)
 

@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vmamba.kernels.triton import processors
 from vmamba.kernels.triton.jit import Bound, kernel
-from vmamba.kernels.triton.plan import processors
-from vmamba.kernels.triton.sums import add_parts
+from vmamba.kernels.triton.layers.sums import add_parts
 
 MOST_CHANNELS = 4096
 _ELEMENTS = 512  # of a warp at once: 64 bytes a lane are on their way in float32

@@ -6,7 +6,7 @@ begin with, in order, and `outputs` starts from them. Chunks are counted from th
 direction runs it backwards, so that both directions of a pair work on the same pixels.
 
 Sizes and strides of a tensor ``t`` come as ``t_image, t_dir, t_channel`` (elements) and, a constant, ``T_BYTES`` from
-pixel to pixel. `vmamba.kernels.triton.launch` says what the other arguments are.
+pixel to pixel. `vmamba.kernels.triton.scans.launch` says what the other arguments are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from vmamba.kernels.triton.jit import kernel
-from vmamba.kernels.triton.tile import (
+from vmamba.kernels.triton.scans.tile import (
     advance,
     at_pixels,
     cells,

@@ -14,17 +14,16 @@ import torch
 import triton
 from torch import Tensor
 
-from vmamba.kernels.triton import backward, forward
-from vmamba.kernels.triton.jit import Bound
-from vmamba.kernels.triton.plan import Pairs, Plan, Tile, plan, processors
+from vmamba.kernels.triton import processors
+from vmamba.kernels.triton.jit import Bound, capped
+from vmamba.kernels.triton.scans import backward, forward
+from vmamba.kernels.triton.scans.plan import Pairs, Plan, Tile, plan
 
 _CARRY_BLOCK = 128
 # Products need sums of so many terms at least.
 _LEAST_SUM = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else 16
 _LEAST_RANK = 16
 _FLOAT = 4  # bytes
-# Registers can be capped on NVIDIA's GPUs.
-_CAPS = torch.version.hip is None and getattr(torch.version, "xpu", None) is None
 
 
 class Gradients(NamedTuple):
@@ -320,7 +319,8 @@ class Scan:
             "MASKED": self.states % tile.states != 0,
             "num_warps": 1,
             "num_stages": 1,
-        } | ({"maxnreg": tile.registers} if tile.registers and _CAPS else {})
+            **capped(tile.registers),
+        }
 
 
 def _strides(t: Tensor) -> tuple[int, int, int]:

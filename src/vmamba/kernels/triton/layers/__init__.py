@@ -1,0 +1,1 @@
+"""The layers around the scan: depthwise convolution with SiLU, and layer norm."""
