@@ -241,3 +241,9 @@ def test_the_terminal_shows_bars_for_few_and_lines_for_many() -> None:
 )
 def test_bars_are_exact_to_an_eighth(share: float, want: str) -> None:
     assert bar(share, 4) == want
+
+
+def test_a_missing_image_is_told_before_weights_are_downloaded(tmp_path: Path) -> None:
+    config = PredictConfig((tmp_path / "none.png",), Path("vmamba_tiny_s1l8"), output=tmp_path / "out", device="cpu")
+    with pytest.raises(DataError, match=r"none\.png"):
+        predict(config)

@@ -91,8 +91,8 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[Answe
     for place in (config.json, config.features):
         if place is not None:
             check_writable_file(place)
+    files = find_images(config.paths)  # before weights are downloaded
     trained, device = open_trained(config.weights, config.device)
-    files = find_images(config.paths)
 
     task, model = trained.task, trained.model.to(device)
     skipped: list[DataError] = []
