@@ -36,7 +36,7 @@ def parts(batch: int) -> dict[str, partial[Iterator[Row]]]:
         "alone": partial(alone),
         "layers": partial(layers, batch),
         "models": partial(models, _ALL, ["eager"], [_HALF, _FULL], [(batch, 224)]),
-        "compiled": partial(models, _ALL, ["compile"], [_HALF], [(batch, 224)]),
+        "compiled": partial(models, _ALL, ["compile", "reduce-overhead"], [_HALF], [(batch, 224)]),
         "graphs": partial(models, _ALL, ["graph"], [_HALF], [(batch, 224)]),
         "latency": partial(models, _ALL, ["eager", "graph"], [_HALF], [(1, 224), (8, 224)]),
         "large": partial(models, _ALL, ["eager"], [_HALF], [(32, 512), (32, 768)]),

@@ -30,7 +30,7 @@ def made(name: str, size: int) -> nn.Module:
 def step_of(model: nn.Module, batch: int, size: int, dtype: torch.dtype, how: str, training: bool) -> Any:
     images = torch.randn(batch, 3, size, size, device="cuda").to(memory_format=torch.channels_last)
     labels = torch.randint(1000, (batch,), device="cuda")
-    call: Any = torch.compile(model) if how == "compile" else model
+    call: Any = model if how in ("eager", "graph") else torch.compile(model, mode=None if how == "compile" else how)
 
     def step() -> None:
         with torch.autocast("cuda", dtype, enabled=dtype != torch.float32), torch.set_grad_enabled(training):

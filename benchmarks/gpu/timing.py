@@ -50,7 +50,10 @@ def _events(run: Callable[[], object]) -> float:
 
 
 def copy_bandwidth() -> float:
-    """Bytes a second, read and written, of a large copy on this card."""
+    """Bytes a second, read and written, that a kernel moves on this card.
+
+    Not `Tensor.copy_`, which a CUDA graph gives to the copy engine: on an H200 that reached 2.75 TB/s, kernels 3.7.
+    """
     source = torch.empty(2**29, device="cuda")
     target = torch.empty_like(source)
-    return 2 * source.nbytes / (kernel_time(lambda: target.copy_(source)) * 1e-6)
+    return 2 * source.nbytes / (kernel_time(lambda: torch.neg(source, out=target)) * 1e-6)
