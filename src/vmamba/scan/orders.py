@@ -5,7 +5,6 @@ VMamba (arXiv 2401.10166, §4.2) reads an image along rows, along columns, and a
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -31,6 +30,11 @@ SCAN_MODES: dict[str, tuple[Direction, Direction, Direction, Direction]] = {
     "unidi": (_ROWS, _ROWS, _ROWS, _ROWS),
     "bidi": (_ROWS, _ROWS, _ROWS_BACK, _ROWS_BACK),
     "rot2d": (_ROWS, Direction(True, False, True), _ROWS_BACK, Direction(True, True, False)),
+}
+# A table, not a function with a cache: of such a one torch.compile warns.
+_READINGS = {
+    mode: tuple(d.by_column + 2 * d.flip_h + 4 * d.flip_w for d in directions)
+    for mode, directions in SCAN_MODES.items()
 }
 #: Upstream's numbers of the modes.
 _MODE_OF_NUMBER = tuple(SCAN_MODES)
@@ -61,18 +65,21 @@ def directions_of(scan_mode: str | int) -> tuple[Direction, ...]:
     Raises:
         ConfigError: no such mode.
     """
+    return SCAN_MODES[_name_of(scan_mode)]
+
+
+def readings_of(scan_mode: str | int) -> tuple[int, ...]:
+    """How the directions of a scan mode read the map, as kernels are told: 1 by column + 2 flip h + 4 flip w."""
+    return _READINGS[_name_of(scan_mode)]
+
+
+def _name_of(scan_mode: str | int) -> str:
     if isinstance(scan_mode, int) and 0 <= scan_mode < len(_MODE_OF_NUMBER):
-        scan_mode = _MODE_OF_NUMBER[scan_mode]
+        return _MODE_OF_NUMBER[scan_mode]
     if scan_mode not in SCAN_MODES:
         legal = ", ".join(f"{number} or {name!r}" for number, name in enumerate(_MODE_OF_NUMBER))
         raise ConfigError(f"scan mode {scan_mode!r} is unknown; legal: {legal}")
-    return SCAN_MODES[str(scan_mode)]
-
-
-@functools.cache
-def readings_of(scan_mode: str | int) -> tuple[int, ...]:
-    """How the directions of a scan mode read the map, as kernels are told: 1 by column + 2 flip h + 4 flip w."""
-    return tuple(d.by_column + 2 * d.flip_h + 4 * d.flip_w for d in directions_of(scan_mode))
+    return str(scan_mode)
 
 
 def cross_scan(x: Tensor, scan_mode: str | int = "cross2d") -> Tensor:
