@@ -33,6 +33,23 @@ def inputs(b, k, d, n, length, *, D=True, bias=True, dtype=torch.float32, scale=
     ]
 
 
+def fused_inputs(b, h, w, d, r, n, dtype=torch.float32, *, optional=True, scale=1.0):
+    """``x, x_dbl, dt_weight, dt_bias, A, D`` of `ss2d_scan`; maps in ``dtype``, parameters in float32."""
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=draw)
+
+    return [
+        normal(b, h, w, d).to(dtype),
+        (scale * normal(b, h, w, 4, r + 2 * n)).to(dtype),
+        normal(4, d, r) / r**0.5,
+        normal(4, d) if optional else None,
+        -torch.exp(normal(4 * d, n)),
+        normal(4 * d) if optional else None,
+    ]
+
+
 def with_gradients(function, values, weight):
     """``function(*values)`` and the gradients of ``sum(weight · output)`` for every value that is not None."""
     leaves = [None if v is None else v.detach().clone().requires_grad_() for v in values]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from scan_cases import check, inputs, with_gradients
+from scan_cases import check, fused_inputs, inputs, with_gradients
 from torch import Tensor
 
 import vmamba
@@ -24,19 +24,7 @@ Values = Sequence[Tensor | None]
 
 
 def map_inputs(b: int, h: int, w: int, d: int, r: int, n: int, dtype: torch.dtype) -> list[Tensor | None]:
-    draw = torch.Generator("cuda").manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=draw, device="cuda")
-
-    return [
-        normal(b, h, w, d).to(dtype),
-        normal(b, h, w, 4, r + 2 * n).to(dtype),
-        normal(4, d, r) / r**0.5,
-        normal(4, d),
-        -torch.exp(normal(4 * d, n)),
-        normal(4 * d),
-    ]
+    return [v.cuda() for v in fused_inputs(b, h, w, d, r, n, dtype)]
 
 
 def compare(run: Callable[..., Tensor], values: Values) -> None:

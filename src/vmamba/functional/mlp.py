@@ -90,7 +90,7 @@ class _GeluLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(h, weight, bias)
-        return F.linear(F.gelu(h), weight, bias)
+        return _gelu_linear(h, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -112,4 +112,4 @@ def _gelu_linear(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _standard(x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None) -> Tensor:
-    return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
+    return _gelu_linear(F.linear(x, weight1, bias1), weight2, bias2)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from scan_cases import check, inputs, oracle, with_gradients
+from scan_cases import check, fused_inputs, inputs, oracle, with_gradients
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,33 +19,6 @@ pytestmark = pytest.mark.usefixtures("interpreted", "unwritten_is_nan")
 
 NAMES = ("x", "x_dbl", "dt_weight", "dt_bias", "A", "D")
 HALF = (torch.bfloat16, torch.float16)
-
-
-def map_inputs(
-    b: int,
-    h: int,
-    w: int,
-    d: int,
-    r: int,
-    n: int,
-    dtype: torch.dtype = torch.float32,
-    *,
-    optional: bool = True,
-    scale: float = 1.0,
-) -> list[Tensor | None]:
-    draw = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=draw)
-
-    return [
-        normal(b, h, w, d).to(dtype),
-        (scale * normal(b, h, w, 4, r + 2 * n)).to(dtype),
-        normal(4, d, r) / r**0.5,
-        normal(4, d) if optional else None,
-        -torch.exp(normal(4 * d, n)),
-        normal(4 * d) if optional else None,
-    ]
 
 
 def compare(
@@ -77,7 +50,7 @@ def compare_maps(values: list[Tensor | None], mode: str = "cross2d", softplus: b
 
 @pytest.mark.parametrize("mode", ["cross2d", "unidi", "bidi", "rot2d"])
 def test_every_mode(mode: str) -> None:
-    compare_maps(map_inputs(1, 5, 6, 4, 3, 1), mode)  # two chunks, of which the second is short
+    compare_maps(fused_inputs(1, 5, 6, 4, 3, 1), mode)  # two chunks, of which the second is short
 
 
 @pytest.mark.parametrize(
@@ -94,20 +67,20 @@ def test_every_mode(mode: str) -> None:
     ],
 )
 def test_states_and_dtypes(sizes: tuple[int, int, int, int, int, int], dtype: torch.dtype) -> None:
-    compare_maps(map_inputs(*sizes, dtype))
+    compare_maps(fused_inputs(*sizes, dtype))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1)])
 def test_small_maps(size: tuple[int, int]) -> None:
-    compare_maps(map_inputs(1, *size, 33, 3, 1))
+    compare_maps(fused_inputs(1, *size, 33, 3, 1))
 
 
 def test_without_the_optional_parts() -> None:
-    compare_maps(map_inputs(1, 3, 3, 8, 3, 1, optional=False, scale=0.2), softplus=False)
+    compare_maps(fused_inputs(1, 3, 3, 8, 3, 1, optional=False, scale=0.2), softplus=False)
 
 
 def test_a_map_in_another_layout() -> None:
-    x, x_dbl, *parameters = map_inputs(2, 2, 5, 8, 3, 1)
+    x, x_dbl, *parameters = fused_inputs(2, 2, 5, 8, 3, 1)
     assert x is not None
     assert x_dbl is not None
     turned = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
@@ -117,7 +90,7 @@ def test_a_map_in_another_layout() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 def test_wild_steps_stay_finite(dtype: torch.dtype) -> None:
-    values = map_inputs(1, 3, 4, 8, 3, 1, dtype)
+    values = fused_inputs(1, 3, 4, 8, 3, 1, dtype)
     assert values[1] is not None
     values[1][..., :3] *= 30
     _, gradients = with_gradients(
@@ -128,7 +101,7 @@ def test_wild_steps_stay_finite(dtype: torch.dtype) -> None:
 
 @pytest.mark.long
 def test_two_runs_are_the_same_bits() -> None:
-    values = map_inputs(1, 5, 6, 8, 3, 1)
+    values = fused_inputs(1, 5, 6, 8, 3, 1)
     weight = torch.randn(1, 5, 6, 8)
     runs = [with_gradients(lambda *v: vmamba.ss2d_scan(*v, backend="oflex"), values, weight) for _ in range(2)]
     for one, other in zip([runs[0][0], *runs[0][1]], [runs[1][0], *runs[1][1]], strict=True):
@@ -141,7 +114,7 @@ def test_offsets_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     apart = 2**30 + 8
     far = torch.empty(5 * apart + 8)  # in pages that the system gives when they are touched
     x = torch.as_strided(far, (2, 1, 3, 8), (3 * apart, 3 * apart, apart, 1))
-    values = map_inputs(2, 1, 3, 8, 3, 1)
+    values = fused_inputs(2, 1, 3, 8, 3, 1)
     assert values[0] is not None
     x.copy_(values[0])
     with torch.no_grad():
@@ -172,7 +145,7 @@ def test_selective_scan(sizes: tuple[int, int, int, int, int], dtype: torch.dtyp
 
 @pytest.mark.long
 def test_the_operators_keep_their_contract() -> None:
-    x, x_dbl, *parameters = map_inputs(1, 2, 3, 8, 3, 1)
+    x, x_dbl, *parameters = fused_inputs(1, 2, 3, 8, 3, 1)
     assert x is not None
     assert x_dbl is not None
     for values in ((x.transpose(1, 2), x_dbl.transpose(1, 2)), (x[..., ::2], x_dbl)):
@@ -188,7 +161,7 @@ def test_the_operators_keep_their_contract() -> None:
 
 
 def test_second_derivatives_are_refused() -> None:
-    values = [None if v is None else v.requires_grad_() for v in map_inputs(1, 2, 3, 4, 2, 1)]
+    values = [None if v is None else v.requires_grad_() for v in fused_inputs(1, 2, 3, 4, 2, 1)]
     y = vmamba.ss2d_scan(*values, backend="oflex")
     (first,) = torch.autograd.grad(y.sum(), values[:1], create_graph=True)
     with pytest.raises(BackendError, match="second derivatives"):

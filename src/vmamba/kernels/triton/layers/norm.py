@@ -4,7 +4,7 @@ A program of one warp goes through groups of rows; where channels are many it ha
 variances are of a row that lies in registers, so each pass reads its inputs once. Sums over rows are partial sums that
 are added in order: the same call gives the same bits.
 
-Counted, not measured, for a float32 x and a 16-bit y, which are the least: forward reads 4 and writes 2 bytes an
+Counted for a float32 x and a 16-bit y, which are the least: forward reads 4 and writes 2 bytes an
 element, backward reads 4 + 2 and writes 4. Norm and conversion one after the other move 14, and 26 back.
 Instructions an element for 128 channels are 20 forward and 30 backward, fewer for more of them (compiled for sm_90).
 """

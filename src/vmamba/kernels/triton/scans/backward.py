@@ -22,6 +22,7 @@ from vmamba.kernels.triton.scans.tile import (
     halve,
     load_tile,
     parameters,
+    piece_of,
     place,
     read_row,
     read_tile,
@@ -49,15 +50,9 @@ def gradients(
     GROUP: tl.constexpr, PAIR: tl.constexpr, SKIP: tl.constexpr, EXACT: tl.constexpr, SHORT: tl.constexpr,
 ):  # fmt: skip
     """Write, or add to, the gradients of u and of the steps, and the parts of all others."""
-    blocks = tl.cdiv(channels, BC)
     program = tl.program_id(0).to(tl.int64)
-    block = (program % blocks).to(tl.int32)
+    block, chunk_id, group, image = piece_of(program, channels, chunks, groups, BC)
     c = block * BC + tl.arange(0, BC)
-    pid = program // blocks
-    chunk_id = (pid % chunks).to(tl.int32)
-    pid = pid // chunks
-    group = (pid % groups).to(tl.int32)
-    image = pid // groups
     inside = c < channels
     n = state0 + tl.arange(0, NB)
     n_inside = n < states

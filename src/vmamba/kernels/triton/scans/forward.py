@@ -20,6 +20,7 @@ from vmamba.kernels.triton.scans.tile import (
     at_pixels,
     cells,
     parameters,
+    piece_of,
     place,
     read_row,
     read_tile,
@@ -46,14 +47,8 @@ def outputs(
     SKIP: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """Write y of one chunk and channel block, PAIR directions after each other over memory that stays in the cache."""
-    blocks = tl.cdiv(channels, BC)
-    pid = tl.program_id(0).to(tl.int64)
-    c = (pid % blocks).to(tl.int32) * BC + tl.arange(0, BC)
-    pid = pid // blocks
-    chunk_id = (pid % chunks).to(tl.int32)
-    pid = pid // chunks
-    group = (pid % groups).to(tl.int32)
-    image = pid // groups
+    block, chunk_id, group, image = piece_of(tl.program_id(0).to(tl.int64), channels, chunks, groups, BC)
+    c = block * BC + tl.arange(0, BC)
     inside = c < channels
     n = state0 + tl.arange(0, NB)
     h_mask = inside[None, :] & (n < states)[:, None]
@@ -150,14 +145,8 @@ def aggregates(
 
     ADJOINT does the same for the adjoint state: u is dy, B is C, and ``backwards`` says where that runs backwards.
     """
-    blocks = tl.cdiv(channels, BC)
-    pid = tl.program_id(0).to(tl.int64)
-    c = (pid % blocks).to(tl.int32) * BC + tl.arange(0, BC)
-    pid = pid // blocks
-    chunk_id = (pid % chunks).to(tl.int32)
-    pid = pid // chunks
-    group = (pid % (dirs // PAIR)).to(tl.int32)
-    image = pid // (dirs // PAIR)
+    block, chunk_id, group, image = piece_of(tl.program_id(0).to(tl.int64), channels, chunks, dirs // PAIR, BC)
+    c = block * BC + tl.arange(0, BC)
     inside = c < channels
     n = state0 + tl.arange(0, NB)
     h_mask = inside[None, :] & (n < states)[:, None]

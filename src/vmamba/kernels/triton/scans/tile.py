@@ -19,6 +19,17 @@ _INTERPRETED: tl.constexpr = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
+def piece_of(program, channels, chunks, groups, BC: tl.constexpr):
+    """What a program works on: its channel block, chunk, group of directions, and image (64 bits)."""
+    blocks = tl.cdiv(channels, BC)
+    block = (program % blocks).to(tl.int32)
+    program = program // blocks
+    chunk_id = (program % chunks).to(tl.int32)
+    program = program // chunks
+    return block, chunk_id, (program % groups).to(tl.int32), program // groups
+
+
+@triton.jit
 def way_of(k, backwards, t0, count, base0, mul0, shift0, stride0, jump0, base1, mul1, shift1, stride1, jump1):
     """How direction ``k`` goes through a chunk of ``count`` places from ``t0``: its walk, first place, sign, count."""
     second = k % 2 != 0
