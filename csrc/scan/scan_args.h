@@ -29,6 +29,10 @@ VMAMBA_STRUCT(ScanForwardArgs,
   float* y;          // (batch, groups * channels, length)
   float* saved;      // (batch, chunks - 1, states, groups * channels) or null; may be longer
   float* workspace;  // batch * groups * round_up(channels, 16) * states * 2
+  // Each may be absent:
+  Tensor z;                        // the gate, (batch, groups * channels, length)
+  const float* initial;            // the state to begin with, contiguous (batch, groups * channels, states)
+  float *last, *ungated;           // the state at the end, likewise; y before the gate, like y
 );
 
 VMAMBA_STRUCT(ScanBackwardArgs,
@@ -44,6 +48,12 @@ VMAMBA_STRUCT(ScanBackwardArgs,
   // (states + 2, batch, groups * channels).
   float *slice_sums, *image_sums;
   int64_t slice_channels;  // a multiple of 16; slices = ceil(channels / slice_channels)
+  // Each may be absent:
+  Tensor z;                           // as above
+  const float *ungated, *initial;     // as above
+  const float* dlast;                 // of the state at the end
+  void* dz;                           // contiguous, shape and dtype of z
+  float* dinitial;
 );
 
 }  // namespace vmamba

@@ -3,6 +3,7 @@
 // With a_t = exp(δ_t A) and g_t = dL/dh_t = C_t dy_t + a_{t+1} g_{t+1}:
 //   dC_t = Σ_c dy_t h_t     dB_t = Σ_c g_t δ_t u_t     dA = Σ_t g_t a_t h_{t-1} δ_t
 //   du_t = δ_t Σ_n g_t B_t + D dy_t                    dδ_t = u_t Σ_n g_t B_t + Σ_n g_t a_t h_{t-1} A
+#include "lanes/activations.h"
 #include "lanes/memory.h"
 #include "lanes/parallel.h"
 #include "scan/scan_body.h"
@@ -30,11 +31,29 @@ struct BlockSums {
   Lanes dD, ddelta_bias;
 };
 
+// Through y silu(z): tiles.dy becomes the gradient of y before the gate, and that of z is written. Uses the sums' tiles.
+void ungate(const ScanBackwardArgs& args, const Block& block, int64_t t, int steps, Tiles& tiles) {
+  const Tensor& z = args.z;
+  const Place place = contiguous_place(args.shape, block, t), soon = contiguous_place(args.shape, block, t - CHUNK);
+  load_tile(z.data, z.dtype, place_at(z, block, t), steps, tiles.sum_gB);
+  load_tile(args.ungated, int64_t(Dtype::float32), place, steps, tiles.sum_qA);
+  Prefetch next[] = {{z.data, z.dtype, place_at(z, block, t - CHUNK)},
+                     {args.ungated, int64_t(Dtype::float32), soon},
+                     {args.dz, z.dtype, soon}};
+  for_steps<1>(steps, next, [&](int i) {
+    const Lanes x = tiles.sum_gB[i], dy = tiles.dy[i];
+    tiles.sum_gB[i] = dy * tiles.sum_qA[i] * silu_slope(x);
+    tiles.dy[i] = dy * silu(x);
+  });
+  store_tile(args.dz, z.dtype, place, steps, tiles.sum_gB);
+}
+
 void prepare(const ScanBackwardArgs& args, const Block& block, int64_t t, int steps, Tiles& tiles) {
   const ScanInputs& in = args.in;
   load_tile(in.u.data, in.u.dtype, place_at(in.u, block, t), steps, tiles.u);
   load_tile(in.delta.data, in.delta.dtype, place_at(in.delta, block, t), steps, tiles.delta);
   load_tile(args.dy.data, args.dy.dtype, place_at(args.dy, block, t), steps, tiles.dy);
+  if (args.z.data) ungate(args, block, t, steps, tiles);
   const Lanes bias = per_channel(in.delta_bias, block);
   const int64_t soon = t - CHUNK;
   Prefetch next[] = {{in.u.data, in.u.dtype, place_at(in.u, block, soon)},
@@ -141,7 +160,8 @@ void scan_block(const ScanBackwardArgs& args, const Block& block, Lanes* workspa
   Lanes *A = workspace, *g = A + states, *dA = g + states;
   for (int64_t n = 0; n < states; ++n) {
     A[n] = per_channel(args.in.A, block, states, n);
-    g[n] = dA[n] = Lanes{};
+    g[n] = load_state(args.dlast, shape, block, n);
+    dA[n] = Lanes{};
   }
   Tiles tiles;
   BlockSums sums{};
@@ -157,7 +177,8 @@ void scan_block(const ScanBackwardArgs& args, const Block& block, Lanes* workspa
       Terms<SOME> terms[CHUNK + 1];
       const int64_t row = (block.batch * (chunks - 1) + chunk - 1) * states + n;
       for (int s = 0; s < SOME; ++s)
-        terms[0].h()[s] = per_channel(chunk ? args.saved + (row + s) * channels : nullptr, block);
+        terms[0].h()[s] = chunk ? per_channel(args.saved + (row + s) * channels, block)
+                                : load_state(args.initial, shape, block, n + s);
       reverse<SOME>(tiles, B, C, steps, A + n, g + n, dA + n, terms);
       for (int s = 0; s < SOME; ++s) {
         add_channel_sums<2 * SOME>(terms[1].of_B + s, steps, first, sums_B + (n + s) * shape.length + t);
@@ -166,6 +187,8 @@ void scan_block(const ScanBackwardArgs& args, const Block& block, Lanes* workspa
     });
     finish(args, block, t, steps, tiles, sums);
   }
+  if (args.dinitial)
+    for (int64_t n = 0; n < states; ++n) store_state(args.dinitial, shape, block, n, g[n]);
   const auto keep = [&](int64_t which, Lanes value) {
     const int64_t index = (which * shape.batch + block.batch) * channels + block.channel;
     store_some<Dtype::float32>(args.image_sums, index, 1, block.channels, value);
@@ -218,6 +241,7 @@ void selective_scan_backward(const ScanBackwardArgs& args) {
   const int64_t elements = shape.batch * all_channels(shape) * shape.length;
   expect_fill(args.du, elements * size_of(args.in.u.dtype));
   expect_fill(args.ddelta, elements * size_of(args.in.delta.dtype));
+  if (args.z.data) expect_fill(args.dz, elements * size_of(args.z.dtype));
   expect_fill(args.slice_sums, 2 * slices * rows * shape.length * 4);
 
   parallel_for(directions * slices, shape.threads, [&](int64_t task) {

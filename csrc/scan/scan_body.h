@@ -56,6 +56,21 @@ VMAMBA_INLINE Lanes per_channel(const float* vector, const Block& block, int64_t
   return vector ? load_some<Dtype::float32>(vector, block.channel * stride + offset, stride, block.channels) : Lanes{};
 }
 
+// Where a contiguous (batch, channels of all groups, states) tensor has one of the block's states.
+VMAMBA_INLINE int64_t state_place(const ScanShape& shape, const Block& block, int64_t state) {
+  return (block.batch * all_channels(shape) + block.channel) * shape.states + state;
+}
+
+// One state of the block's channels; 0 where the tensor is absent.
+VMAMBA_INLINE Lanes load_state(const float* states, const ScanShape& shape, const Block& block, int64_t state) {
+  return states ? load_some<Dtype::float32>(states, state_place(shape, block, state), shape.states, block.channels)
+                : Lanes{};
+}
+
+VMAMBA_INLINE void store_state(float* states, const ScanShape& shape, const Block& block, int64_t state, Lanes value) {
+  store_some<Dtype::float32>(states, state_place(shape, block, state), shape.states, block.channels, value);
+}
+
 // `some` rows of B or C over a chunk, as floats. `ahead`: where the next chunk is.
 VMAMBA_INLINE void load_rows(const Tensor& x, const Block& block, int64_t state, int some, int64_t t, int steps,
                              int ahead, float (*rows)[CHUNK]) {

@@ -1,4 +1,5 @@
 // The selective scan, forward.
+#include "lanes/activations.h"
 #include "lanes/memory.h"
 #include "lanes/parallel.h"
 #include "scan/scan_body.h"
@@ -11,6 +12,7 @@ struct Tiles {
   Lanes delta[CHUNK];  // the step δ
   Lanes input[CHUNK];  // δ u
   Lanes y[CHUNK];
+  Lanes z[CHUNK];  // the gate, where there is one
 };
 
 void prepare(const ScanForwardArgs& args, const Block& block, int64_t t, int steps, Tiles& tiles) {
@@ -49,13 +51,23 @@ VMAMBA_INLINE void advance(Tiles& tiles, const float (*B)[CHUNK], const float (*
   for (int s = 0; s < SOME; ++s) carry[s] = h[s];
 }
 
+// y silu(z) over a chunk.
+void gate(const ScanForwardArgs& args, const Block& block, int64_t t, int steps, Tiles& tiles) {
+  const Tensor& z = args.z;
+  load_tile(z.data, z.dtype, place_at(z, block, t), steps, tiles.z);
+  Prefetch next[] = {{z.data, z.dtype, place_at(z, block, t + CHUNK)}};
+  for_steps<PACK>(steps, next, [&](int i) {
+    store_pack(tiles.y + i, load_pack<PACK>(tiles.y + i) * silu(load_pack<PACK>(tiles.z + i)));
+  });
+}
+
 void scan_block(const ScanForwardArgs& args, const Block& block, Lanes* workspace) {
   const ScanShape& shape = args.shape;
   const int64_t states = shape.states, channels = all_channels(shape), chunks = chunk_count(shape);
   Lanes *decay = workspace, *carry = workspace + states;
   for (int64_t n = 0; n < states; ++n) {
     decay[n] = LOG2_E * per_channel(args.in.A, block, states, n);
-    carry[n] = Lanes{};
+    carry[n] = load_state(args.initial, shape, block, n);
   }
   Tiles tiles;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -74,8 +86,13 @@ void scan_block(const ScanForwardArgs& args, const Block& block, Lanes* workspac
       load_rows(args.in.C, block, n, SOME, t, steps, CHUNK, C);
       advance<SOME>(tiles, B, C, steps, decay + n, carry + n);
     });
-    store_tile(args.y, int64_t(Dtype::float32), contiguous_place(shape, block, t), steps, tiles.y);
+    const Place place = contiguous_place(shape, block, t);
+    if (args.ungated) store_tile(args.ungated, int64_t(Dtype::float32), place, steps, tiles.y);
+    if (args.z.data) gate(args, block, t, steps, tiles);
+    store_tile(args.y, int64_t(Dtype::float32), place, steps, tiles.y);
   }
+  if (args.last)
+    for (int64_t n = 0; n < states; ++n) store_state(args.last, shape, block, n, carry[n]);
 }
 
 }  // namespace
@@ -83,7 +100,9 @@ void scan_block(const ScanForwardArgs& args, const Block& block, Lanes* workspac
 void selective_scan_forward(const ScanForwardArgs& args) {
   const ScanShape& shape = args.shape;
   const int64_t blocks = blocks_per_group(shape);
-  expect_fill(args.y, shape.batch * all_channels(shape) * shape.length * 4);
+  const int64_t bytes = shape.batch * all_channels(shape) * shape.length * 4;
+  expect_fill(args.y, bytes);
+  if (args.ungated) expect_fill(args.ungated, bytes);
   parallel_for(shape.batch * shape.groups * blocks, shape.threads, [&](int64_t task) {
     const int64_t direction = task / blocks;
     const Block block = block_at(shape, direction / shape.groups, direction % shape.groups, task % blocks);

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vmamba import BackendError, InputError
+from vmamba.kernels import linear_recurrence
 from vmamba.kernels import torch_prefix as torch_scan
 from vmamba.scan import recorded_runs, selective_scan, selective_scan_reference, ss2d_scan
 
@@ -179,9 +180,9 @@ def test_vmap(mapped):
 def test_the_operators_keep_torchs_rules():
     u, delta, A, B, C, *_ = inputs(2, 2, 3, 2, 70)
     tensors = [u.unflatten(1, (2, 3)), delta.unflatten(1, (2, 3)), A.unflatten(0, (2, 3)), B, C]
-    torch.library.opcheck(torch.ops.vmamba.torch_scan, tuple(t.requires_grad_() for t in tensors))
+    torch.library.opcheck(torch.ops.vmamba.torch_scan, (*(t.requires_grad_() for t in tensors), None))
     torch.library.opcheck(
-        torch.ops.vmamba.torch_scan_backward, (torch.ones_like(tensors[0]), *map(Tensor.detach, tensors))
+        torch.ops.vmamba.torch_scan_backward, (torch.ones_like(tensors[0]), None, *map(Tensor.detach, tensors), None)
     )
 
 
@@ -318,7 +319,7 @@ def test_an_export_of_the_map_scan_serves_every_size():
 
 def test_too_long_for_an_export(monkeypatch):
     """A fixed size is refused when it is exported, a dynamic one fails when it runs; neither is wrong in silence."""
-    monkeypatch.setattr(torch_scan, "_EXPORTED_BLOCKS", (16, 4, 4))
+    monkeypatch.setattr(linear_recurrence, "_EXPORTED_BLOCKS", (16, 4, 4))
     monkeypatch.setattr(torch_scan, "MAX_EXPORTED_LENGTH", 256)
     with pytest.raises(InputError, match=r"l = 257 positions.*256"):
         export(Scan(1), sequences(1, 1, 257), strict=False)

@@ -11,29 +11,32 @@ from torch import Tensor
 from vmamba.errors import BackendError
 
 
-def differentiable(name: str, forward: Any, backward: Any, tensors: int) -> None:
-    """Register the gradients of the operator ``vmamba::name``, which returns the output and what backward starts from.
+def differentiable(name: str, forward: Any, backward: Any, tensors: int, outputs: int = 1) -> None:
+    """Register the gradients of the operator ``vmamba::name``, which returns its output and what backward starts from.
 
     Args:
-        name: without the namespace; the backward operator is called ``<name>_backward`` and takes the output's
-            gradient, what was saved, and the forward operator's arguments but the last.
+        name: without the namespace; the backward operator is called ``<name>_backward`` and takes the outputs'
+            gradients, what was saved, and the forward operator's arguments but the last.
         forward: the operator, as `torch.library.custom_op` made it.
         backward: the backward operator; it has no derivative itself and says so.
         tensors: how many of the forward operator's arguments, from the first, are tensors or None. Its last is
             ``save``, whether backward will be asked for.
+        outputs: how many of its results are outputs; the others are what backward starts from.
     """
     run_backward = getattr(torch.ops.vmamba, f"{name}_backward").default
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         if not inputs[-1]:
             raise BackendError(f"vmamba::{name} was called with save=False and needs gradients; pass save=True")
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1], *inputs[:tensors])
+        saved = output[outputs:]
+        ctx.mark_non_differentiable(*saved)
+        ctx.save_for_backward(*saved, *inputs[:tensors])
         ctx.options = inputs[tensors:-1]
 
-    def gradients(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        saved, *inputs = ctx.saved_tensors
-        found = run_backward(dy, saved, *inputs, *ctx.options)
+    def gradients(ctx: Any, *of_results: Tensor) -> tuple[Tensor | None, ...]:
+        kept = ctx.saved_tensors
+        inputs = kept[len(kept) - tensors :]
+        found = run_backward(*of_results[:outputs], *kept, *ctx.options)
         return *given(found, inputs), *(None for _ in ctx.options), None
 
     forward.register_autograd(gradients, setup_context=setup_context)

@@ -39,6 +39,8 @@ class ScanCall(NamedTuple):
         transformed: whether a transform of `torch.func` or forward-mode differentiation is on.
         channels: ``k·d``; None as for ``elements``.
         length: ``l``; None as for ``elements``.
+        initial: whether it begins with a given state.
+        last: whether the state it ends with is asked for.
     """
 
     op: Operator
@@ -50,6 +52,8 @@ class ScanCall(NamedTuple):
     transformed: bool = False
     channels: int | None = None
     length: int | None = None
+    initial: bool = False
+    last: bool = False
 
 
 class Kernels(Protocol):

@@ -74,6 +74,12 @@ def call_obstacle(call: ScanCall) -> Obstacle | None:
     """It runs 16- and 32-bit types, at most 256 states and 65,535 channels, and what it can count in 32 bits."""
     if call.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return Obstacle(f"mamba-ssm's kernel has no {call.dtype}", "convert to float32")
+    if call.initial:
+        return Obstacle("mamba-ssm's kernel begins with no state", "leave initial_state out")
+    if call.last and call.gradients:
+        return Obstacle(
+            "mamba-ssm's kernel has no gradient of the last state", "ask for it under torch.no_grad() or leave it out"
+        )
     if call.states > _MOST_STATES:
         return Obstacle(f"mamba-ssm's kernel has at most {_MOST_STATES} states, not {call.states}", "use fewer states")
     if call.channels is not None and call.channels > _MOST_CHANNELS:
@@ -153,6 +159,27 @@ def selective_scan(
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     y: Tensor = torch.ops.vmamba.mamba_scan(*tensors, delta_softplus, save)[0]
     return y
+
+
+def selective_scan_states(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    z: Tensor | None,
+    initial_state: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    """`selective_scan` with a gate, and the last state, without gradients; begins with no state."""
+    if initial_state is not None:
+        raise BackendError('mamba-ssm\'s kernel begins with no state; use backend="oflex" or "torch"')
+    tensors = tuple(None if t is None else t.float() for t in (u, delta, A, B, C, D, delta_bias))
+    y, saved = torch.ops.vmamba.mamba_scan(*tensors, delta_softplus, True)
+    last = saved[:, :, -1, 1::2].detach()  # beside each state stands the decay up to it
+    return (y if z is None else y * torch.nn.functional.silu(z.float())), last
 
 
 @torch.library.custom_op("vmamba::mamba_scan", mutates_args=())

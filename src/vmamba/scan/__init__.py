@@ -4,7 +4,11 @@ from vmamba.kernels.interface import recorded_runs
 from vmamba.scan.cascade import cascade_scan
 from vmamba.scan.dispatch import backend
 from vmamba.scan.orders import cross_merge, cross_merge_fn, cross_scan, cross_scan_fn
-from vmamba.scan.reference import selective_scan_reference, ss2d_scan_reference
+from vmamba.scan.reference import (
+    selective_scan_reference,
+    selective_scan_states_reference,
+    ss2d_scan_reference,
+)
 from vmamba.scan.selective_scan import selective_scan, selective_scan_fn
 from vmamba.scan.ss2d_scan import ss2d_scan
 
@@ -19,6 +23,7 @@ __all__ = [
     "selective_scan",
     "selective_scan_fn",
     "selective_scan_reference",
+    "selective_scan_states_reference",
     "ss2d_scan",
     "ss2d_scan_reference",
 ]

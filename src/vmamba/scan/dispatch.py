@@ -144,7 +144,15 @@ def _from_environment() -> str | None:
     return check_name(os.environ.get(ENVIRONMENT_VARIABLE) or None, ENVIRONMENT_VARIABLE)
 
 
-def operators(name: str | None, op: Operator, t: torch.Tensor, A: torch.Tensor, *tensors: torch.Tensor | None) -> Any:
+def operators(
+    name: str | None,
+    op: Operator,
+    t: torch.Tensor,
+    A: torch.Tensor,
+    *tensors: torch.Tensor | None,
+    initial: bool = False,
+    last: bool = False,
+) -> Any:
     """Choose the backend of a call; return the module that runs it.
 
     Args:
@@ -153,6 +161,7 @@ def operators(name: str | None, op: Operator, t: torch.Tensor, A: torch.Tensor, 
         t: ``u (b, k·d, l)`` or ``x (b, h, w, d)``.
         A: ``(k·d, n)``.
         *tensors: the call's others, of which one may ask for gradients.
+        initial, last: whether it begins with a given state, and whether the one it ends with is asked for.
 
     Where None falls to the slow backend on an accelerator, a warning says once why.
 
@@ -161,14 +170,17 @@ def operators(name: str | None, op: Operator, t: torch.Tensor, A: torch.Tensor, 
     """
     name = ambient() if name is None else name
     if torch.compiler.is_compiling():
-        chosen = choose(name, op, t.device.type, t.dtype)  # sizes may be open
+        # Sizes may be open, and who needs gradients is not known yet.
+        chosen = choose(name, op, t.device.type, t.dtype, torch.is_grad_enabled(), initial, last)
         return _stand_ins_traced.get(chosen) or BACKENDS[chosen].operators
     gradients = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (t, A, *tensors))
     channels, states = A.shape
     length = t.shape[2] if op == "selective_scan" else t.shape[1] * t.shape[2]
     elements = t.shape[0] * channels * length
     transformed = _torch.is_transformed()
-    call = ScanCall(op, t.device.type, t.dtype, states, elements, gradients, transformed, channels, length)
+    call = ScanCall(
+        op, t.device.type, t.dtype, states, elements, gradients, transformed, channels, length, initial, last
+    )
     chosen = choose_for(name, call)
     if name is None and call.device not in ("cpu", "meta"):
         _tell_of_fall(chosen, call)
@@ -176,9 +188,17 @@ def operators(name: str | None, op: Operator, t: torch.Tensor, A: torch.Tensor, 
 
 
 @_torch.constant_in_graphs
-def choose(name: str | None, op: Operator, device: str, dtype: torch.dtype) -> str:
+def choose(
+    name: str | None,
+    op: Operator,
+    device: str,
+    dtype: torch.dtype,
+    gradients: bool = False,
+    initial: bool = False,
+    last: bool = False,
+) -> str:
     """`choose_for` a call of which nothing else is known. A compiled graph keeps the choice made as it was traced."""
-    return choose_for(name, ScanCall(op, device, dtype))
+    return choose_for(name, ScanCall(op, device, dtype, gradients=gradients, initial=initial, last=last))
 
 
 def choose_for(name: str | None, call: ScanCall) -> str:

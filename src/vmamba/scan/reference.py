@@ -27,6 +27,25 @@ def selective_scan_reference(
     ``u, delta (b, k·d, l)``; ``A (k·d, n)``; ``B, C (b, k, n, l)``; ``D, delta_bias (k·d)`` or None.
     State and output are float64 where ``u`` is, else float32. Differentiable by autograd.
     """
+    return selective_scan_states_reference(u, delta, A, B, C, D, delta_bias, None, None, delta_softplus)[0]
+
+
+def selective_scan_states_reference(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    z: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`selective_scan_reference` from ``h_0 = initial_state``, gated by ``silu(z)``; and the last state.
+
+    ``z (b, k·d, l)``, ``initial_state (b, k·d, n)``, or None; returns ``y (b, k·d, l)`` and ``h_l (b, k·d, n)``.
+    """
     state_dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     u, delta, A, B, C = (t.to(state_dtype) for t in (u, delta, A, B, C))
     if delta_bias is not None:
@@ -38,14 +57,16 @@ def selective_scan_reference(
     B = B.repeat_interleave(channels_per_direction, dim=1)  # (b, k·d, n, l)
     C = C.repeat_interleave(channels_per_direction, dim=1)
 
-    h = u.new_zeros(u.shape[0], u.shape[1], A.shape[1])
+    h = u.new_zeros(u.shape[0], u.shape[1], A.shape[1]) if initial_state is None else initial_state.to(state_dtype)
     ys = []
     # Unbound, not indexed step by step: each index would have a gradient as long as the sequence.
     for u_t, step, B_t, C_t in zip(*(t.unbind(-1) for t in (u[:, :, None], delta[:, :, None], B, C)), strict=True):
         h = torch.exp(step * A) * h + step * B_t * u_t  # u_t, step (b, k·d, 1); B_t, C_t (b, k·d, n)
         ys.append((h * C_t).sum(-1))
     y = torch.stack(ys, dim=-1)
-    return y if D is None else y + D.to(state_dtype)[:, None] * u
+    if D is not None:
+        y = y + D.to(state_dtype)[:, None] * u
+    return y if z is None else y * F.silu(z.to(state_dtype)), h
 
 
 def ss2d_scan_reference(

@@ -2,13 +2,54 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
 from vmamba.errors import InputError
+from vmamba.kernels import torch_prefix
 from vmamba.scan import dispatch
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    *,
+    z: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    return_last_state: Literal[False] = False,
+    oflex: bool = True,
+    backend: str | None = None,
+) -> Tensor: ...
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    *,
+    z: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    return_last_state: Literal[True],
+    oflex: bool = True,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def selective_scan(
@@ -21,16 +62,21 @@ def selective_scan(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     *,
+    z: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    return_last_state: bool = False,
     oflex: bool = True,
     backend: str | None = None,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Run the selective scan of Mamba (arXiv 2312.00752, Alg. 2) with grouped ``B`` and ``C``.
 
     With ``δ = softplus(delta + delta_bias)`` (softplus where asked, linear above 20), for each batch, direction,
     channel:
 
-        h_t = exp(δ_t A) h_{t-1} + δ_t B_t u_t          h_0 = 0
-        y_t = C_t · h_t + D u_t
+        h_t = exp(δ_t A) h_{t-1} + δ_t B_t u_t          h_0 = initial_state, or 0
+        y_t = C_t · h_t + D u_t                         times silu(z_t) where there is z
+
+    A long input in pieces, each begun with the last state of the one before, gives what it gives whole, gradients too.
 
     Args:
         u: input ``(b, k·d, l)``; float32, bfloat16, float16, or float64 where the backend has it.
@@ -41,13 +87,17 @@ def selective_scan(
         D: skip ``(k·d,)`` or None.
         delta_bias: ``(k·d,)`` or None.
         delta_softplus: whether the step goes through softplus.
+        z: gate ``(b, k·d, l)`` or None.
+        initial_state: ``(b, k·d, n)`` or None. Backend ``"mamba"`` has none.
+        return_last_state: also return the state behind the last position. It carries gradients, which mamba-ssm's own
+            does not, nor backend ``"mamba"``, which refuses it where gradients are asked for.
         oflex: return float32 for 16- and 32-bit inputs; False returns ``u.dtype``.
         backend: ``"oflex"``, ``"mamba"``, ``"torch"``, or None for what `vmamba.backend`, the environment
             variable or else the machine decides.
 
     Returns:
-        ``y (b, k·d, l)``. State and accumulation are float32 (float64 for float64 ``u``). Backward gives every
-        gradient, each in its input's dtype.
+        ``y (b, k·d, l)``, or ``y`` and the last state ``(b, k·d, n)``. State and accumulation are float32 (float64 for
+        float64 ``u``). Backward gives every gradient, each in its input's dtype.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit; the message shows them.
@@ -57,11 +107,19 @@ def selective_scan(
         B = B[:, None]
     if C.dim() == 3:
         C = C[:, None]
-    _check(u, delta, A, B, C, D, delta_bias)
-    u, delta, A, B, C, D, delta_bias = savable(u, delta, A, B, C, D, delta_bias)  # type: ignore[assignment]
-    run = dispatch.operators(backend, "selective_scan", u, A, delta, B, C, D, delta_bias)
-    y: Tensor = run.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
-    return y if oflex else y.to(u.dtype)
+    _check(u, delta, A, B, C, D, delta_bias, z, initial_state)
+    u, delta, A, B, C, D, delta_bias, z, initial_state = savable(u, delta, A, B, C, D, delta_bias, z, initial_state)  # type: ignore[assignment]
+    if z is None and initial_state is None and not return_last_state:
+        run = dispatch.operators(backend, "selective_scan", u, A, delta, B, C, D, delta_bias)
+        y: Tensor = run.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
+        return y if oflex else y.to(u.dtype)
+    others, starts = (delta, B, C, D, delta_bias, z, initial_state), initial_state is not None
+    run = dispatch.operators(backend, "selective_scan", u, A, *others, initial=starts, last=return_last_state)
+    # What exporters put in a backend's place has the plain scan only; the operations of "torch" they can trace.
+    run = run if hasattr(run, "selective_scan_states") else torch_prefix
+    y, last = run.selective_scan_states(u, delta, A, B, C, D, delta_bias, z, initial_state, delta_softplus)
+    y = y if oflex else y.to(u.dtype)
+    return (y, last) if return_last_state else y
 
 
 def selective_scan_fn(
@@ -106,9 +164,18 @@ def check_same_place(tensors: dict[str, Tensor | None]) -> None:
 
 
 def _check(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    z: Tensor | None,
+    initial_state: Tensor | None,
 ) -> None:
-    check_same_place({"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias})
+    named = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias}
+    check_same_place({**named, "z": z, "initial_state": initial_state})
 
     def refuse(name: str, t: Tensor, want: str) -> InputError:
         return InputError(
@@ -134,3 +201,7 @@ def _check(
         raise refuse("D", D, f"(k·d,) = ({channels},)")
     if delta_bias is not None and delta_bias.shape != (channels,):
         raise refuse("delta_bias", delta_bias, f"(k·d,) = ({channels},)")
+    if z is not None and z.shape != u.shape:
+        raise refuse("z", z, f"u's shape {tuple(u.shape)}")
+    if initial_state is not None and initial_state.shape != (b, channels, n):
+        raise refuse("initial_state", initial_state, f"(b, k·d, n) = ({b}, {channels}, {n})")

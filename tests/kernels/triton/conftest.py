@@ -36,9 +36,9 @@ def quick_calls() -> None:
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """``"oflex"`` on CPU tensors is what it is on a GPU's, and small maps are cut into chunks, as large ones are."""
     from vmamba.kernels.triton.scans import plan
-    from vmamba.scan import schema
+    from vmamba.scan.schema import kernels as schema
 
-    monkeypatch.setitem(schema._KERNELS, "cpu", schema._of_gpu)
+    monkeypatch.setitem(schema.KERNELS, "cpu", schema.of_gpu)
     monkeypatch.setattr(plan, "_LEAST_PLACES", 12)
     plan.plan.cache_clear()
 

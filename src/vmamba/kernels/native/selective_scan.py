@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from vmamba.kernels.native import library
-from vmamba.kernels.native.structs import pointer, struct, tensor
+from vmamba.kernels.native.structs import absent, pointer, struct, tensor
 
 _CHUNK = 32  # steps between two saved states, as in csrc/scan/scan_args.h
 _LANES = 16  # of the widest instruction set; blocks of channels are padded to it
 _TASKS = 64  # slices of channels are cut so that backward has about this many tasks
+
+#: A gate is a stream of the kernels' own, not an operation behind them.
+GATES = True
 
 #: Makes a float32 workspace of so many elements.
 Workspace = Callable[[int], Tensor]
@@ -40,6 +43,11 @@ def forward(
     y: Tensor,
     saved: Tensor | None,
     workspace: Workspace,
+    *,
+    initial: Tensor | None = None,
+    last: Tensor | None = None,
+    z: Tensor | None = None,
+    ungated: Tensor | None = None,
 ) -> str:
     """Fill ``y (b, k·d, l)``, float32, and the states that backward starts from.
 
@@ -49,12 +57,16 @@ def forward(
         y: contiguous.
         saved: of `saved_shape`, contiguous, or None where nothing is to be kept.
         workspace: makes memory for this call.
+        initial: the state to begin with, ``(b, k·d, n)``, float32, or None for zero.
+        last: memory for the state at the end, likewise, contiguous, or None.
+        z: the gate ``(b, k·d, l)`` or None.
+        ungated: memory for ``y`` before the gate, which backward takes, or None.
 
     Returns:
         the instruction set that ran.
     """
     inputs, kept = _inputs(u, delta, A, B, C, D, delta_bias)
-    memory = workspace(2 * _padded_states(u, A, B))
+    memory, initial = workspace(2 * _padded_states(u, A, B)), _contiguous(initial)
     args = struct(
         "ScanForwardArgs",
         shape=_shape(u, B, delta_softplus),
@@ -62,9 +74,13 @@ def forward(
         y=y.data_ptr(),
         saved=pointer(saved),
         workspace=memory.data_ptr(),
+        z=absent() if z is None else tensor(z),
+        initial=pointer(initial),
+        last=pointer(last),
+        ungated=pointer(ungated),
     )
     isa = library.call("selective_scan_forward", args)
-    del kept, memory
+    del kept, memory, initial
     return isa
 
 
@@ -81,12 +97,22 @@ def backward(
     delta_softplus: bool,
     gradients: Sequence[Tensor | None],
     workspace: Workspace,
+    *,
+    initial: Tensor | None = None,
+    dlast: Tensor | None = None,
+    dinitial: Tensor | None = None,
+    z: Tensor | None = None,
+    ungated: Tensor | None = None,
+    dz: Tensor | None = None,
 ) -> None:
     """Fill the gradients of the inputs; other arguments as `forward`'s.
 
     Args:
         dy: ``(b, k·d, l)``, float32, in any layout.
         gradients: of u, delta, A, B, C, D, delta_bias, contiguous, in their shapes and dtypes; None where those are.
+        dlast: of the last state, ``(b, k·d, n)``, float32, or None for zero.
+        dinitial, dz: memory for the gradients of initial and z, contiguous; None where those are.
+        ungated: what forward filled.
     """
     batch, groups, states = B.shape[:3]
     channels = u.shape[1] // groups
@@ -98,6 +124,7 @@ def backward(
     du, ddelta, dA, dB, dC, dD, ddelta_bias = gradients
     inputs, kept = _inputs(u, delta, A, B, C, D, delta_bias)
     memory = workspace(3 * _padded_states(u, A, B))
+    initial, dlast = _contiguous(initial), _contiguous(dlast)
     slice_sums = workspace(2 * slices * B.numel())
     image_sums = workspace((states + 2) * batch * u.shape[1])
     args = struct(
@@ -117,9 +144,15 @@ def backward(
         slice_sums=slice_sums.data_ptr(),
         image_sums=image_sums.data_ptr(),
         slice_channels=slice_channels,
+        z=absent() if z is None else tensor(z),
+        ungated=pointer(ungated),
+        initial=pointer(initial),
+        dlast=pointer(dlast),
+        dz=pointer(dz),
+        dinitial=pointer(dinitial),
     )
     library.call("selective_scan_backward", args)
-    del kept, memory
+    del kept, memory, initial, dlast
 
 
 def _shape(u: Tensor, B: Tensor, delta_softplus: bool) -> ctypes.Structure:
