@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from scan_cases import check, fused_inputs, inputs, with_gradients
+from state_cases import values_of
 from torch import Tensor
 
 import vmamba
@@ -50,6 +51,17 @@ def compare(run: Callable[..., Tensor], values: Values) -> None:
             assert got.dtype == value.dtype
             assert torch.equal(got, again)
             check(got, right, 2e-2 if value.dtype in HALF else 1e-3 if narrow else 1e-4, f"gradient {i}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("n", "length"), [(1, 196), (1, 3136), (16, 3000)])
+def test_gate_and_states(n: int, length: int, dtype: torch.dtype) -> None:
+    def run(*values: Tensor, backend: str) -> Tensor:
+        *plain, z, initial = values
+        options = {"z": z, "initial_state": initial, "return_last_state": True, "backend": backend}
+        return torch.cat([t.flatten() for t in vmamba.selective_scan(*plain, True, **options)])
+
+    compare(run, [v.cuda() for v in values_of(2, 1, 96, n, length, dtype=dtype)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

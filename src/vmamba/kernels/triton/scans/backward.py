@@ -39,7 +39,7 @@ _LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 @kernel
 def gradients(
-    u, s, weight, bias, A, D, B, C, dy, kept, start, du, ds, columns, parts, scratch, u_image, u_dir, u_channel,
+    u, s, weight, bias, A, D, B, C, dy, kept, start, du, ds, columns, parts, scratch, dfirst, u_image, u_dir, u_channel,
     s_image, s_dir, s_channel, B_image, B_dir, B_state, C_image, C_dir, C_state, dy_image, dy_dir, dy_channel, du_image,
     du_dir, du_channel, ds_image, ds_dir, ds_channel, images, length, chunk, chunks, channels, states, state0, dirs,
     dir0, groups, backwards, add, base0, mul0, shift0, stride0, jump0, base1, mul1, shift1, stride1, jump1,
@@ -48,8 +48,13 @@ def gradients(
     SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, SOFTPLUS: tl.constexpr,
     BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr,
     GROUP: tl.constexpr, PAIR: tl.constexpr, SKIP: tl.constexpr, EXACT: tl.constexpr, SHORT: tl.constexpr,
+    STATES: tl.constexpr,
 ):  # fmt: skip
-    """Write, or add to, the gradients of u and of the steps, and the parts of all others."""
+    """Write, or add to, the gradients of u and of the steps, and the parts of all others.
+
+    STATES: walks end with a given adjoint state, which one chunk alone finds in ``start``, and the one in front of a
+    walk is written to ``dfirst``; walks are not run backwards then.
+    """
     program = tl.program_id(0).to(tl.int64)
     block, chunk_id, group, image = piece_of(program, channels, chunks, groups, BC)
     c = block * BC + tl.arange(0, BC)
@@ -87,7 +92,7 @@ def gradients(
         more = add + half  # du has something already
         d = skip(D, k, c, channels, more, PAIR) if SKIP else tl.zeros([BC], tl.float32)
         h_at = ((image * dirs + k) * states + n[:, None]) * channels + c[None, :]
-        q = tl.load(start + chunk_id * h_size + h_at, h_mask & (chunks > 1), 0.0)
+        q = tl.load(start + chunk_id * h_size + h_at, h_mask & ((chunks > 1) | STATES), 0.0)
         dA = tl.zeros([NB, BC], tl.float32)
         dbias = tl.zeros([BC], tl.float32)
         dD = tl.zeros([BC], tl.float32)
@@ -162,6 +167,8 @@ def gradients(
                     )  # fmt: skip
                 tl.debug_barrier()
 
+        if STATES:
+            tl.store(dfirst + h_at, q, h_mask & (chunk_id == 0))
         part = parts + ((image * chunks + chunk_id) * dirs + k) * (R + 2 + states) * channels + c
         if R > 0:
             r = tl.arange(0, RP)[None, :]

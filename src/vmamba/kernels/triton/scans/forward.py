@@ -36,7 +36,7 @@ _LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 @kernel
 def outputs(
-    u, s, weight, bias, A, D, B, C, y, start, kept, u_image, u_dir, u_channel, s_image, s_dir, s_channel, B_image,
+    u, s, weight, bias, A, D, B, C, y, start, kept, last, u_image, u_dir, u_channel, s_image, s_dir, s_channel, B_image,
     B_dir, B_state, C_image, C_dir, C_state, y_image, y_dir, y_channel, images, length, chunk, chunks, channels, states,
     state0, dirs, dir0, groups, backwards, add, base0, mul0, shift0, stride0, jump0, base1, mul1, shift1, stride1,
     jump1,
@@ -44,9 +44,13 @@ def outputs(
     R: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr, NB: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
     SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, DENSE: tl.constexpr, TIGHT: tl.constexpr,
     EDGE: tl.constexpr, MASKED: tl.constexpr, GROUP: tl.constexpr, PAIR: tl.constexpr, SAVE: tl.constexpr,
-    SKIP: tl.constexpr, CB: tl.constexpr,
+    SKIP: tl.constexpr, CB: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
-    """Write y of one chunk and channel block, PAIR directions after each other over memory that stays in the cache."""
+    """Write y of one chunk and channel block, PAIR directions after each other over memory that stays in the cache.
+
+    FIRST: walks begin with a given state, which one chunk alone finds in ``start``. LAST: the state behind a walk is
+    written to ``last``; walks are not run backwards then.
+    """
     block, chunk_id, group, image = piece_of(tl.program_id(0).to(tl.int64), channels, chunks, groups, BC)
     c = block * BC + tl.arange(0, BC)
     inside = c < channels
@@ -71,7 +75,7 @@ def outputs(
         high, low, of_bias, a = parameters(weight, bias, A, k, c, n, channels, states, s.dtype.element_ty,
                                            R, RP, SPLIT, BIAS, BC)  # fmt: skip
         d = skip(D, k, c, channels, more, PAIR) if SKIP else tl.zeros([BC], tl.float32)
-        h = tl.load(start + chunk_id * h_size + h_at, h_mask & (chunks > 1), 0.0)
+        h = tl.load(start + chunk_id * h_size + h_at, h_mask & ((chunks > 1) | FIRST), 0.0)
 
         full = count // BT * BT
         for i in range(0, full, BT):
@@ -87,11 +91,13 @@ def outputs(
             if SAVE:
                 if full % GROUP == 0:
                     tl.store(kept + (t0 + full) // GROUP * h_size + h_at, h, h_mask)
-            _tile(
+            h = _tile(
                 u_at, s_at, B_at, C_at, y_at, u_channel, s_channel, y_channel, B_state, C_state, high, low, of_bias, a,
                 d, h, way, full, row, c, full + row < count, inside, n < states, more, U_BYTES, S_BYTES, B_BYTES,
                 C_BYTES, Y_BYTES, R, RP, SPLIT, NB, BT, BC, SOFTPLUS, DENSE, TIGHT, EDGE, MASKED, CB, True,
             )  # fmt: skip
+        if LAST:
+            tl.store(last + h_at, h, h_mask & (chunk_id == chunks - 1))
 
 
 @triton.jit
@@ -209,8 +215,12 @@ def _aggregate(
 
 
 @kernel
-def carry(sums, ends, A, rows, chunks, channels, states, dirs, backwards, BC: tl.constexpr):
-    """Replace the end states of chunks by the states that chunks begin with, in order, one state of one direction."""
+def carry(sums, ends, A, first, rows, chunks, channels, states, dirs, backwards, BC: tl.constexpr,
+          FIRST: tl.constexpr):  # fmt: skip
+    """Replace the end states of chunks by the states that chunks begin with, in order, one state of one direction.
+
+    FIRST: the first of them in order begins with ``first``.
+    """
     blocks = tl.cdiv(channels, BC)
     pid = tl.program_id(0).to(tl.int64)
     c = (pid % blocks).to(tl.int32) * BC + tl.arange(0, BC)
@@ -222,6 +232,8 @@ def carry(sums, ends, A, rows, chunks, channels, states, dirs, backwards, BC: tl
     a = tl.load(A + (k * states + n) * channels + c, inside, 0.0) * _LOG2E
     reverse = (backwards >> k) & 1
     h = tl.zeros([BC], tl.float32)
+    if FIRST:
+        h = tl.load(first + pid * channels + c, inside, 0.0)
     for i in range(chunks):
         chunk = tl.where(reverse == 0, i, chunks - 1 - i).to(tl.int64)
         end_at = ends + (chunk * rows * states + pid) * channels + c

@@ -120,12 +120,12 @@ class Carry(NamedTuple):
     aggregates: Sequence[Bound]
     carry: Bound
 
-    def __call__(self, u: Tensor, t: Inputs, B: Tensor, workspace: Workspace) -> Tensor:
-        """Return them. On the way back u is the gradient of y, and B is C."""
+    def __call__(self, u: Tensor, t: Inputs, B: Tensor, first: Tensor | None, workspace: Workspace) -> Tensor:
+        """Return them, beginning with ``first`` or zero. On the way back u is the gradient of y, and B is C."""
         sums, ends = workspace(self.sums), workspace(self.ends)
         for launch in self.aggregates:
             launch(u, t.steps, t.weight, t.bias, t.A, B, sums, ends)
-        self.carry(sums, ends, t.A)
+        self.carry(sums, ends, t.A, ends if first is None else first)
         return ends
 
 
@@ -137,13 +137,27 @@ class Forward(NamedTuple):
     outputs: Sequence[Bound]
     detail: str
 
-    def __call__(self, inputs: Inputs, y: Tensor, saved: Tensor | None, workspace: Workspace) -> str:
-        """Fill ``y (b, k, l, d)``, float32, and ``saved``; return what ran."""
+    def __call__(
+        self,
+        inputs: Inputs,
+        y: Tensor,
+        saved: Tensor | None,
+        workspace: Workspace,
+        first: Tensor | None = None,
+        last: Tensor | None = None,
+    ) -> str:
+        """Fill ``y (b, k, l, d)``, float32, and ``saved``; return what ran.
+
+        ``first`` and ``last (b, k, n, d)``, contiguous: the states that walks begin with, and memory for those behind
+        them; given if `Scan.forward` was told so.
+        """
         t = inputs.dense(self.directions)
         with torch.cuda.device_of(t.u):  # Triton launches on the current device
-            start = y if self.carry is None else self.carry(t.u, t, t.B, workspace)
+            start = first if self.carry is None else self.carry(t.u, t, t.B, first, workspace)
+            # What a kernel does not look at is y.
+            start, kept, end = (y if one is None else one for one in (start, saved, last))
             for launch in self.outputs:
-                launch(t.u, t.steps, t.weight, t.bias, t.A, t.D, t.B, t.C, y, start, y if saved is None else saved)
+                launch(t.u, t.steps, t.weight, t.bias, t.A, t.D, t.B, t.C, y, start, kept, end)
         return self.detail
 
 
@@ -166,7 +180,15 @@ class Backward(NamedTuple):
     states: int
 
     def __call__(
-        self, inputs: Inputs, dy: Tensor, saved: Tensor, du: Tensor, ds: Tensor | None, workspace: Workspace
+        self,
+        inputs: Inputs,
+        dy: Tensor,
+        saved: Tensor,
+        du: Tensor,
+        ds: Tensor | None,
+        workspace: Workspace,
+        dlast: Tensor | None = None,
+        dfirst: Tensor | None = None,
     ) -> Gradients:
         """Fill ``du (b, k, l, d)`` and, without a projection, ``ds`` alike; return the parts of the others.
 
@@ -176,10 +198,13 @@ class Backward(NamedTuple):
             saved: what forward filled.
             du, ds: memory for gradients.
             workspace: makes memory for this call.
+            dlast, dfirst: ``(b, k, n, d)``, contiguous: gradients of the states behind walks, and memory for those of
+                the states that walks begin with; both given if `Scan.backward` was told so.
         """
         t = inputs.dense(self.directions)
         with torch.cuda.device_of(t.u):
-            start = dy if self.carry is None else self.carry(dy, t, t.C, workspace)
+            start = dlast if self.carry is None else self.carry(dy, t, t.C, dlast, workspace)
+            start, of_first = (dy if one is None else one for one in (start, dfirst))
             columns = workspace(math.prod(self.columns)).view(self.columns)
             parts = workspace(math.prod(self.parts)).view(self.parts)
             scratch = workspace(self.scratch) if self.scratch else parts
@@ -187,7 +212,7 @@ class Backward(NamedTuple):
             for launch in self.gradients:
                 launch(
                     t.u, t.steps, t.weight, t.bias, t.A, t.D, t.B, t.C, dy, saved, start, du,
-                    of_steps, columns, parts, scratch,
+                    of_steps, columns, parts, scratch, of_first,
                 )  # fmt: skip
         return Gradients(columns, parts, self.rank, self.states)
 
@@ -212,8 +237,11 @@ class Scan:
         self.merged = self.u.stride(1) == 0  # the directions read the same pixels and add up
         self.walked, self.softplus, self.plan = walked, softplus, plan
 
-    def forward(self, y: Tensor, *, save: bool) -> Forward:
-        """What fills a tensor like ``y (b, k, l, d)``, and the states that backward starts from where they are kept."""
+    def forward(self, y: Tensor, *, save: bool, first: bool = False, last: bool = False) -> Forward:
+        """What fills a tensor like ``y (b, k, l, d)``, and the states that backward starts from where they are kept.
+
+        ``first``: walks begin with given states. ``last``: the states behind walks are written.
+        """
         p, tile = self.plan, self.plan.forward
         outputs = [
             forward.outputs.bound(
@@ -224,10 +252,11 @@ class Scan:
                 *self.walked.walks[0], *self.walked.walks[1],
                 **self._constants(tile, self.u, y), C_BYTES=_bytes(self.C), Y_BYTES=_bytes(y), GROUP=p.group,
                 PAIR=2 if self.merged else 1, SAVE=save, SKIP=self.D is not None, CB=self._beside(),
+                FIRST=first, LAST=last,
             )
             for state0, dir0, side in self._passes(tile)
         ]  # fmt: skip
-        carry = self._carry(self.u, self.B, adjoint=False) if p.chunks > 1 else None
+        carry = self._carry(self.u, self.B, adjoint=False, first=first) if p.chunks > 1 else None
         detail = f"triton, {p.chunks} chunks of {p.chunk}, {tile.block} channels"
         return Forward(self.directions, carry, outputs, detail)
 
@@ -240,8 +269,11 @@ class Scan:
             else:
                 yield state0, 0, self.directions
 
-    def backward(self, dy: Tensor, du: Tensor, ds: Tensor | None) -> Backward:
-        """What fills tensors like ``du (b, k, l, d)`` and, without a projection, ``ds`` from one like ``dy``."""
+    def backward(self, dy: Tensor, du: Tensor, ds: Tensor | None, *, states: bool = False) -> Backward:
+        """What fills tensors like ``du (b, k, l, d)`` and, without a projection, ``ds`` from one like ``dy``.
+
+        ``states``: the states behind walks have gradients, and those that walks begin with get theirs.
+        """
         p, tile = self.plan, self.plan.backward
         width, blocks = self.rank + 2 * self.states, tile.programs(self.channels)
         columns = (blocks, self.images, self.length, self.directions, width)
@@ -261,12 +293,12 @@ class Scan:
                 **self._constants(tile, self.u, du), C_BYTES=_bytes(self.C), DY_BYTES=_bytes(dy), DU_BYTES=_bytes(du),
                 DS_BYTES=_bytes(of_steps), COLUMN_BYTES=self.directions * width * _FLOAT,
                 GROUP=p.group, PAIR=2 if self.merged else 1, SKIP=self.D is not None,
-                EXACT=self.steps.element_size() > 2, SHORT=tile.rows >= _LEAST_SUM,
+                EXACT=self.steps.element_size() > 2, SHORT=tile.rows >= _LEAST_SUM, STATES=states,
             )
             for state0, dir0, side in self._passes(tile)
         ]  # fmt: skip
         scratch = programs * tiles * tile.states * tile.block if tiles > 1 else 0
-        carry = self._carry(dy, self.C, adjoint=True) if p.chunks > 1 else None
+        carry = self._carry(dy, self.C, adjoint=True, first=states) if p.chunks > 1 else None
         return Backward(self.directions, carry, gradients, columns, parts, scratch, self.rank, self.states)
 
     def _beside(self) -> int:
@@ -275,7 +307,7 @@ class Scan:
         same = self.B.untyped_storage()._cdata == self.C.untyped_storage()._cdata
         return apart if same and self.B.stride() == self.C.stride() and self.states == 1 and 0 < apart < 16 else 0
 
-    def _carry(self, u: Tensor, B: Tensor, *, adjoint: bool) -> Carry:
+    def _carry(self, u: Tensor, B: Tensor, *, adjoint: bool, first: bool) -> Carry:
         p, tile, rows = self.plan, self.plan.forward, self.images * self.directions
         pair = 2 if self.merged else 1
         backwards = self.walked.backwards
@@ -294,7 +326,7 @@ class Scan:
         blocks = -(-self.channels // _CARRY_BLOCK)
         carry = forward.carry.bound(
             rows * self.states * blocks, rows, p.chunks, self.channels, self.states, self.directions, backwards,
-            BC=_CARRY_BLOCK, num_warps=1,
+            BC=_CARRY_BLOCK, FIRST=first, num_warps=1,
         )  # fmt: skip
         sums = p.chunks * rows * self.channels
         return Carry(sums, sums * self.states, aggregates, carry)

@@ -26,6 +26,11 @@ def _by_place(t: Tensor, directions: int) -> Tensor:
     return by_place
 
 
+def _by_state(t: Tensor, directions: int) -> Tensor:
+    """View ``(b, k·d, n)`` as ``(b, k, n, d)``."""
+    return _by_place(t, directions)
+
+
 def _inputs(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None
 ) -> Inputs:
@@ -46,6 +51,9 @@ def forward(
     y: Tensor,
     saved: Tensor | None,
     workspace: Workspace,
+    *,
+    initial: Tensor | None = None,
+    last: Tensor | None = None,
 ) -> str:
     """Fill ``y (b, k·d, l)``, float32, and the states that backward starts from; not for empty tensors.
 
@@ -55,14 +63,21 @@ def forward(
         y: contiguous.
         saved: of `saved_shape`, contiguous, or None where nothing is to be kept.
         workspace: makes memory for this call.
+        initial: the state to begin with, ``(b, k·d, n)``, float32, or None for zero.
+        last: memory for the state at the end, likewise, or None.
 
     Returns:
         what ran.
     """
     inputs, out, directions = _inputs(u, delta, A, B, C, D, delta_bias), _by_place(y, B.shape[1]), B.shape[1]
     scan = Scan(inputs, _ONWARD, delta_softplus, plan_of(u, A, directions, 0))
-    run = scan.forward(out, save=saved is not None)
-    return run(inputs, out, saved, workspace)
+    run = scan.forward(out, save=saved is not None, first=initial is not None, last=last is not None)
+    first = None if initial is None else _by_state(initial, directions).contiguous()
+    end = None if last is None else workspace(last.numel()).view(_by_state(last, directions).shape)
+    detail = run(inputs, out, saved, workspace, first, end)
+    if last is not None and end is not None:
+        _by_state(last, directions).copy_(end)
+    return detail
 
 
 def backward(
@@ -78,13 +93,21 @@ def backward(
     delta_softplus: bool,
     gradients: Sequence[Tensor | None],
     workspace: Workspace,
+    *,
+    initial: Tensor | None = None,
+    dlast: Tensor | None = None,
+    dinitial: Tensor | None = None,
 ) -> None:
     """Fill the gradients of the inputs; other arguments as `forward`'s.
 
     Args:
         dy: ``(b, k·d, l)``, in any layout.
         gradients: of u, delta, A, B, C, D, delta_bias, contiguous, in their shapes and dtypes; None where those are.
+        initial: not looked at, forward has kept it.
+        dlast: of the last state, ``(b, k·d, n)``, float32, or None where nobody asked for states.
+        dinitial: memory for the gradient of initial, likewise, or None.
     """
+    del initial
     du, ddelta, dA, dB, dC, dD, ddelta_bias = gradients
     assert du is not None
     assert ddelta is not None
@@ -96,8 +119,12 @@ def backward(
     # Gradients to which every block of states adds are added up in float32.
     several = states > scan.plan.backward.states
     sums = [_by_place(workspace(t.numel()).view(t.shape) if several else t, directions) for t in (du, ddelta)]
-    run = scan.backward(of_y, sums[0], sums[1])
-    found = run(inputs, of_y, saved, sums[0], sums[1], workspace)
+    run = scan.backward(of_y, sums[0], sums[1], states=dlast is not None)
+    of_last = None if dlast is None else _by_state(dlast, directions).contiguous()
+    of_first = None if of_last is None else workspace(of_last.numel()).view(of_last.shape)
+    found = run(inputs, of_y, saved, sums[0], sums[1], workspace, of_last, of_first)
+    if dinitial is not None and of_first is not None:
+        _by_state(dinitial, directions).copy_(of_first)
     if several:
         for gradient, total in zip((du, ddelta), sums, strict=True):
             _by_place(gradient, directions).copy_(total)
