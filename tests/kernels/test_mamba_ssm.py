@@ -21,6 +21,7 @@ from scan_cases import NAMES, check, inputs, oracle, with_gradients
 from torch import Tensor
 
 from vmamba import BackendError, recorded_runs
+from vmamba.integrations.mamba_ssm import standing_in
 from vmamba.kernels import mamba_ssm
 from vmamba.kernels.interface import ScanCall
 from vmamba.scan import selective_scan, selective_scan_reference, ss2d_scan
@@ -219,6 +220,17 @@ def test_a_folder_of_that_name_is_not_the_scan(installation: Installation) -> No
     del sys.modules["selective_scan_cuda"]
 
 
+def test_our_own_stand_in_is_not_the_scan(installation: Installation) -> None:
+    installation.set_gpu(True)
+    installation.monkeypatch.delitem(sys.modules, "selective_scan_cuda")
+    with standing_in("selective_scan_cuda"):
+        for _ in range(2):  # before it is loaded, and after
+            obstacle = mamba_ssm.machine_obstacle()
+            assert obstacle is not None
+            assert "not installed" in obstacle.reason
+            importlib.import_module("selective_scan_cuda")
+
+
 def test_what_is_installed_later_is_found(installation: Installation) -> None:
     installation.set_gpu(True)
     assert "not installed" in str(mamba_ssm.machine_obstacle())
@@ -287,6 +299,31 @@ def test_output_and_every_gradient(on_cpu: Double, shape: tuple[int, ...], optio
         assert (got is None) == (want is None)
         if got is not None:
             check(got, want, TOLERANCE, f"d{name}")
+
+
+def test_the_gate_and_the_last_state(on_cpu: Double) -> None:
+    values = inputs(2, 1, 3, 2, 40, scale=0.3)
+    z = torch.randn(values[0].shape, generator=torch.Generator().manual_seed(3))
+
+    def gated(*v: Tensor, backend: str = "mamba") -> Tensor:
+        return selective_scan(*v[:-1], True, z=v[-1], backend=backend)
+
+    weight = weights_like(values[0])
+    y, gradients = with_gradients(gated, [*values, z], weight)
+    wanted, of_torch = with_gradients(lambda *v: gated(*v, backend="torch"), [*values, z], weight)
+    check(y, wanted.double(), TOLERANCE, "y")
+    for name, got, want in zip((*NAMES, "z"), gradients, of_torch, strict=True):
+        check(got, want.double(), TOLERANCE, f"d{name}")
+
+    with torch.no_grad():
+        _, last = selective_scan(*values, True, return_last_state=True, backend="mamba")
+    assert on_cpu.saved is not None
+    assert torch.equal(last, on_cpu.saved[:, :, -1, 1::2])
+    leaves = [v.clone().requires_grad_() for v in values]
+    with pytest.raises(BackendError, match="no gradient of the last state"):
+        selective_scan(*leaves, True, return_last_state=True, backend="mamba")
+    with pytest.raises(BackendError, match="begins with no state"):
+        selective_scan(*values, True, initial_state=torch.zeros(2, 3, 2), backend="mamba")
 
 
 def test_a_sequence_of_more_than_one_saved_state(on_cpu: Double) -> None:

@@ -8,6 +8,7 @@ from vmamba.cli.bench import BENCH
 from vmamba.cli.frame import Command, CommandGroup
 from vmamba.cli.info import BACKENDS, MODELS, WARM
 from vmamba.cli.migrate import MIGRATE
+from vmamba.cli.run import RUN
 from vmamba.cli.runs import DEMO, EVAL, EXPORT, PREDICT, TRAIN
 from vmamba.cli.weights import WEIGHTS
 
@@ -23,4 +24,5 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
     "bench": BENCH,
     "warm": WARM,
     "migrate": MIGRATE,
+    "run": RUN,
 }

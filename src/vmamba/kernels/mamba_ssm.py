@@ -105,7 +105,16 @@ def details() -> dict[str, str]:
 
 def _is_there(name: str) -> bool:
     # A module that is loaded need not have a spec, without which find_spec raises.
-    return isinstance(sys.modules.get(name), ModuleType) or importlib.util.find_spec(name) is not None
+    module = sys.modules.get(name)
+    if isinstance(module, ModuleType):
+        return not _is_stand_in(module)
+    spec = importlib.util.find_spec(name)
+    return spec is not None and not hasattr(spec.loader, "vmamba_stand_in")
+
+
+def _is_stand_in(module: object) -> bool:
+    """Whether it is this package's own under that name (`vmamba.integrations.mamba_ssm`), which would call us back."""
+    return hasattr(module, "__vmamba_stand_in__")
 
 
 def _version() -> str:
@@ -122,6 +131,8 @@ def _nvcc() -> str:
 
 def _load_failure() -> str:
     """Why the compiled module does not load, or an empty string."""
+    if _is_stand_in(sys.modules.get(_KERNEL)):
+        return "this package stands in for it"
     if hasattr(sys.modules.get(_KERNEL), "fwd"):
         return ""
     spec = importlib.util.find_spec(_KERNEL)
@@ -132,7 +143,10 @@ def _load_failure() -> str:
 @functools.cache
 def _load_failure_of(file: str | None, changed: int) -> str:
     try:
-        return "" if hasattr(_kernel(), "fwd") else f"{_KERNEL} has no function fwd"
+        kernel = _kernel()
+        if _is_stand_in(kernel):
+            return "this package stands in for it"
+        return "" if hasattr(kernel, "fwd") else f"{_KERNEL} has no function fwd"
     except Exception as error:  # whatever an extension made for another torch may raise as it loads
         return " ".join(str(error).split()) or type(error).__name__
 
