@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 WORKERS ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-torch versions lint format types docs native bench sanitize clean
+.PHONY: help demo test test-torch witnesses versions lint format types docs native bench sanitize clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,9 @@ EVERY_TORCH := tests/test_every_torch.py tests/test_torch_names.py tests/test_su
 test-torch: ## Test with another torch: make test-torch VERSION=2.11.0 [TESTS=tests/scan] (VERSION=2.6.0: what must work)
 	tools/test_torch.sh $(or $(VERSION),$(OLDEST)) -n $(WORKERS) --maxprocesses 4 --dist worksteal \
 	  $(or $(TESTS),$(if $(filter $(OLDEST),$(or $(VERSION),$(OLDEST))),$(EVERY_TORCH),tests))
+
+witnesses: $(VENV)/venv.stamp ## Install mamba-ssm and a client of it into build/witnesses; without, their tests skip
+	@PYTHON=$(BIN)/python tools/witnesses.sh
 
 versions: $(VENV)/native.stamp ## Test with every torch of docs/versions.md and write its table (an hour on two cores)
 	LOWEST=1 MADE_BY="make versions" tools/test_torch.sh $(OLDEST) $(EVERY_TORCH)

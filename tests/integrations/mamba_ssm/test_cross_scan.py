@@ -111,6 +111,25 @@ def cross_scan_fn(x, in_channel_first=True, out_channel_first=True, one_by_one=F
 def cross_merge_fn(y):
     return y
 """
+#: Classes of the later form, of their own making here: flags at each call.
+FLAGGED = """
+import torch
+from vmamba.scan import cross_merge_fn, cross_scan_fn  # what their kernels compute
+
+class CrossScanTritonF(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, in_channel_first=True, out_channel_first=True, one_by_one=False, scans=0):
+        ctx.flags = in_channel_first, out_channel_first, one_by_one, scans
+        ctx.shape = x.shape
+        return FACTOR * cross_scan_fn(x, *ctx.flags)
+
+    @staticmethod
+    def backward(ctx, y):
+        with torch.enable_grad():
+            x = torch.zeros(ctx.shape, requires_grad=True)
+            z = cross_scan_fn(x, *ctx.flags)
+            return FACTOR * torch.autograd.grad(z, x, y.reshape(z.shape))[0], None, None, None, None
+"""
 COLUMNS, ROWS = "w * H + i", "i * W + w"
 
 
@@ -225,3 +244,23 @@ def test_the_flags_are_upstreams() -> None:
     y = cross_scan_fn(x, False, True)
     assert torch.equal(y, cross_scan(x.permute(0, 3, 1, 2)))
     assert cross_merge_fn(y.view(1, 4, 2, 3, 4), False, True).shape == (1, 12, 2)
+
+
+def test_classes_that_take_flags(project: Any) -> None:
+    with standing_in():
+        module = project(FLAGGED.replace("FACTOR", "1"))
+        assert "apply" in vars(module.CrossScanTritonF)
+        x = torch.randn(2, 5, 7, 3)
+        check(
+            lambda t: module.CrossScanTritonF.apply(t, False, False, False, 2),
+            lambda t: cross_scan_fn(t, False, False, False, 2),
+            x,
+        )
+        rotated = module.CrossScanTritonF.apply(x, False, False, False, 3)  # its own: not every such module has it
+        assert torch.equal(rotated, cross_scan_fn(x, False, False, False, 3))
+
+
+def test_classes_that_take_flags_and_give_something_else(project: Any) -> None:
+    with standing_in():
+        module = project(FLAGGED.replace("FACTOR", "2"))
+        assert "apply" not in vars(module.CrossScanTritonF)

@@ -9,6 +9,7 @@ project that has changed the orders is thus slow, not wrong.
 from __future__ import annotations
 
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from vmamba.integrations.mamba_ssm.triton_on_cpu import CpuKernel, python_functi
 from vmamba.scan import cross_merge_fn, cross_scan_fn
 
 _FLAGS = ("in_channel_first", "out_channel_first", "one_by_one", "scans")
+_SCANS = (0, 1, 2)  # modes that all of those modules have
 #: The adapted modules, what they had, and their classes that are hastened.
 _adapted: list[tuple[ModuleType, dict[str, Any], list[Any]]] = []
 
@@ -134,6 +136,8 @@ def _hasten(own: Any) -> bool:
     if "apply" in vars(own):
         return False  # hastened already
     flags = tuple(inspect.signature(own.forward).parameters)[2:]
+    if flags == _FLAGS:
+        return _hasten_with_flags(own)
     for operator, one_by_one, scans in _candidates():
         if flags == ():
             call = _call(operator, True, True, one_by_one, scans)
@@ -153,10 +157,37 @@ def _hasten(own: Any) -> bool:
     return False
 
 
+def _hasten_with_flags(own: Any) -> bool:
+    """The same for the later classes, which take the layouts, one_by_one and the mode at each call."""
+    original = own.apply
+    for operator in (cross_scan_fn, cross_merge_fn):
+
+        def apply(t: Tensor, *flags: Any, operator: Callable[..., Tensor] = operator) -> Tensor:
+            known = len(flags) < 4 or flags[3] in _SCANS
+            y: Tensor = (operator if known else original)(t, *flags)
+            return y
+
+        if all(_agree(own, apply, maps, *flags) for maps, *flags in _with_flags(operator)):
+            own.apply = staticmethod(apply)
+            return True
+    return False
+
+
+def _with_flags(operator: Callable[..., Tensor]) -> Iterator[tuple[Any, ...]]:
+    """A small map and flags, for each layout and mode."""
+    for channel_first, one_by_one, scans in itertools.product((True, False), (False, True), _SCANS):
+        maps = torch.arange(1.0, 1 + 4 * 2 * 15).view(1, 4, 2, 3, 5)
+        if operator is cross_scan_fn and not one_by_one:
+            maps = maps[:, 0]
+        if not channel_first:
+            maps = maps.movedim((-2, -1), (1, 2)).contiguous()
+        yield maps, channel_first, channel_first, one_by_one, scans
+
+
 def _candidates() -> Iterator[tuple[Callable[..., Tensor], bool, int]]:
     for operator in (cross_scan_fn, cross_merge_fn):
         for one_by_one in (False, True):
-            for scans in (0, 1, 2):
+            for scans in _SCANS:
                 yield operator, one_by_one, scans
 
 
@@ -174,7 +205,7 @@ def _of_layout(operator: Callable[..., Tensor], one_by_one: bool, scans: int) ->
     return apply
 
 
-def _agree(own: Any, call: Callable[..., Tensor], given: Tensor, *flags: bool) -> bool:
+def _agree(own: Any, call: Callable[..., Tensor], given: Tensor, *flags: bool | int) -> bool:
     results = []
     for function in (own.apply, call):
         t = given.clone().requires_grad_()
