@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import random
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from killed_training import Job, run_jobs
+from killed_training import Done, Job, run_jobs
 from run_cases import assert_same_run, metrics
-
-from vmamba.train.run_folder import RunFolder
 
 #: Ten steps an epoch, five updates; every generator is drawn from.
 WORDS = [
@@ -27,107 +24,111 @@ def words(output: Path, *more: str, epochs: int = 4, workers: int = 0) -> list[s
     return [*WORDS, "--output", str(output), "--epochs", str(epochs), "--num_workers", str(workers), *more]
 
 
+#: Bytes: weights are smaller, a state is larger.
+HALF_A_STATE = 50_000
+SIGNALS = {"SIGTERM": 143, "SIGUSR1": 138, "SIGINT": 130}
+
+
+def jobs_of(root: Path) -> dict[str, list[Job]]:
+    """By the name of a run below ``root``: the trainings that it goes through, one after the other."""
+
+    def job(name: str, *more: str, workers: int = 0, **what: Any) -> Job:
+        return {"words": words(root / name, *more, workers=workers), **what}  # type: ignore[typeddict-item]
+
+    signals = {
+        name: [job(name, "--save_every_steps", "0", at=("update", 8), signal=name), job(name)] for name in SIGNALS
+    }
+    return {
+        "undisturbed": [job("undisturbed")],
+        "killed": [
+            job("killed", at=("update", 9)),
+            job("killed", at=("half", 2)),
+            job("killed", workers=2, at=("move", 3)),
+            job("killed", at=("update", 6)),
+            job("killed"),
+        ],
+        "early": [job("early", at=("half", 1)), job("early")],
+        "full": [job("full", at=("update", 4)), job("full", largest_file=HALF_A_STATE), job("full")],
+        **signals,
+    }
+
+
+class Trained:
+    """What `jobs_of` came to."""
+
+    def __init__(self, root: Path) -> None:
+        jobs = jobs_of(root)
+        done = iter(run_jobs([job for run in jobs.values() for job in run], root))
+        self.root = root
+        self.done = {name: [next(done) for _ in run] for name, run in jobs.items()}
+
+    def goes_on(self, name: str, *statuses: int) -> list[Done]:
+        """The trainings of a run, which ended so; the last, with the undisturbed run's bits."""
+        done = self.done[name]
+        assert [one["status"] for one in done] == [*statuses, 0], done
+        assert_same_run(self.root / "undisturbed", self.root / name)
+        assert not [path.name for path in (self.root / name).iterdir() if path.name.startswith(".")]
+        return done
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty steps without any disturbance."""
-    path = tmp_path_factory.mktemp("undisturbed")
-    (done,) = run_jobs([{"words": words(path / "run")}], path)
-    assert done["status"] == 0, done
-    return path / "run"
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """All in one go, so that what a training imports is imported once."""
+    return Trained(tmp_path_factory.mktemp("runs"))
 
 
-def test_killed_in_an_epoch_in_a_write_and_between_files(whole: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    jobs: list[Job] = [
-        {"words": words(run), "at": ("update", 9)},
-        {"words": words(run), "at": ("half", 2)},
-        {"words": words(run, workers=2), "at": ("move", 3)},
-        {"words": words(run), "at": ("update", 6)},
-        {"words": words(run)},
-    ]
-    done = run_jobs(jobs, tmp_path)
-    assert [one["status"] for one in done] == [-signal.SIGKILL] * 4 + [0], done
+def test_killed_in_an_epoch_in_a_write_and_between_files(trained: Trained) -> None:
+    done = trained.goes_on("killed", *[-signal.SIGKILL] * 4)
     assert "new run" in done[0]["out"]
     assert "resumed after 1 of 4 epochs and" in done[1]["out"]
-    assert_same_run(whole, run)
-    assert not [path.name for path in run.iterdir() if path.name.startswith(".")]
 
 
-def test_killed_before_anything_is_saved_it_starts_again(whole: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    done = run_jobs([{"words": words(run), "at": ("half", 1)}, {"words": words(run)}], tmp_path)
-    assert [one["status"] for one in done] == [-signal.SIGKILL, 0], done
-    assert_same_run(whole, run)
+def test_killed_before_anything_is_saved_it_starts_again(trained: Trained) -> None:
+    done = trained.goes_on("early", -signal.SIGKILL)
+    assert "new run" in done[1]["out"]
 
 
-@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGUSR1", 138), ("SIGINT", 130)])
-def test_a_signal_saves_at_the_end_of_the_step(whole: Path, tmp_path: Path, name: str, status: int) -> None:
-    run = tmp_path / "run"
-    jobs: list[Job] = [
-        {"words": words(run, "--save_every_steps", "0"), "at": ("update", 8), "signal": name},
-        {"words": words(run)},
-    ]
-    stopped, finished = run_jobs(jobs, tmp_path)
-    assert (stopped["status"], finished["status"]) == (status, 0), (stopped, finished)
+@pytest.mark.parametrize("name", list(SIGNALS))
+def test_a_signal_saves_at_the_end_of_the_step(trained: Trained, name: str) -> None:
+    stopped, finished = trained.goes_on(name, SIGNALS[name])
     last = stopped["err"].strip().splitlines()[-1]
     said = stopped["out"] if name == "SIGINT" else last
     assert "1 of 4 epochs and 6 " in said
-    assert f"vmamba train --resume {run}" in said
+    assert f"vmamba train --resume {trained.root / name}" in said
     assert last == "vmamba: interrupted" or last.startswith(f"vmamba: stopped by {name}; ")
     assert "resumed after 1 of 4 epochs and 6 of 10 steps" in finished["out"]
-    assert_same_run(whole, run)
 
 
-def test_a_full_disk_is_one_line_and_what_was_saved_is_whole(whole: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    size = RunFolder(whole).state.stat().st_size
-    jobs: list[Job] = [
-        {"words": words(run), "at": ("update", 4)},
-        {"words": words(run), "largest_file": size // 2},
-        {"words": words(run)},
-    ]
-    _, full, finished = run_jobs(jobs, tmp_path)
-    assert full["status"] == 2, full
+def test_a_full_disk_is_one_line_and_what_was_saved_is_whole(trained: Trained) -> None:
+    _, full, _ = trained.goes_on("full", -signal.SIGKILL, 2)
+    run = trained.root / "full"
     assert len(full["err"].strip().splitlines()) == 1, full["err"]
     assert f"cannot write {run}/state.pt: File too large" in full["err"]
     assert f"make room, then go on with: vmamba train --resume {run}" in full["err"]
-    assert finished["status"] == 0, finished
-    assert_same_run(whole, run)
 
 
 @pytest.mark.endless
 @pytest.mark.timeout(3600)
 def test_twenty_random_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two hundred steps, killed from outside at twenty random moments of training, saves and measurements."""
-    paths = [tmp_path / name for name in ("whole", "killed")]
-    began = time.monotonic()
-    (undisturbed,) = run_jobs([{"words": words(paths[0], epochs=20)}], tmp_path, 900)
-    seconds = time.monotonic() - began
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    (undisturbed,) = run_jobs([{"words": words(whole, epochs=20)}], tmp_path, 1800)
     assert undisturbed["status"] == 0, undisturbed
-    draw, kills, tries, reached = random.Random(), 0, 0, []
-    while kills < 20:
-        tries += 1
-        assert tries < 100, f"{kills} kills in {tries} tries"
-        job: Job = {"words": words(paths[1], epochs=20, workers=tries % 3), "after": draw.uniform(0.0, seconds / 15)}
-        (done,) = run_jobs([job], tmp_path, 900)
-        if done["status"] == 0:  # it finished before: more epochs would not be the same run, so start another
-            assert_same_run(*paths)
-            paths[1] = tmp_path / f"killed{tries}"
-            continue
-        assert done["status"] == -signal.SIGKILL, done
-        kills += 1
-        reached.append(_reached(done))
-    (finished,) = run_jobs([{"words": words(paths[1], epochs=20)}], tmp_path, 900)
-    assert finished["status"] == 0, finished
-    assert_same_run(*paths)
+    seconds = sum(float(row["seconds"]) for row in metrics(whole))
+    seed = random.SystemRandom().randrange(2**32)
+    draw = random.Random(seed)
+    # So often that the run is not finished before the last of them.
+    jobs: list[Job] = [
+        {"words": words(killed, epochs=20, workers=i % 3), "after": draw.uniform(0.0, seconds / 12)} for i in range(20)
+    ]
+    done = run_jobs([*jobs, {"words": words(killed, epochs=20)}], tmp_path, 1800)
+    reached = [_reached(one) for one in done]
     with capsys.disabled():
-        print(f"\n{kills} kills in {tries} tries, resumed at {reached}; undisturbed {seconds:.0f} s")
+        print(f"\nseed {seed}: the run went on from {', '.join(reached)}; undisturbed it trained {seconds:.0f} s")
+    assert [one["status"] for one in done] == [-signal.SIGKILL] * 20 + [0], done
+    assert_same_run(whole, killed)
 
 
-def _reached(done: Any) -> str:
+def _reached(done: Done) -> str:
     lines = [line for line in done["out"].splitlines() if line.startswith("resumed after")]
-    return lines[0].removeprefix("resumed after ").partition(" epochs")[0] if lines else "start"
-
-
-def test_every_epoch_is_measured_once(whole: Path) -> None:
-    assert [row["epoch"] for row in metrics(whole)] == ["1", "2", "3", "4"]
+    return lines[0].removeprefix("resumed after ").removesuffix(" steps") if lines else "the start"
