@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 WORKERS ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-torch witnesses versions lint format types docs native bench sanitize clean
+.PHONY: help demo test test-long test-torch witnesses versions lint format types docs native bench sanitize clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,9 @@ test: $(VENV)/native.stamp ## Lint, format check, types, documentation, layering
 	$(BIN)/mypy
 	$(BUILD_DOCS)
 	$(BIN)/python -m pytest -rs -n $(WORKERS) --maxprocesses 4 --dist worksteal tests
+
+test-long: $(VENV)/native.stamp ## What takes many minutes: random kills, large trees, whole trainings
+	$(BIN)/python -m pytest -s -m endless tests
 
 # The oldest torch that is declared runs what must work with every one, the others everything. The named models' numbers
 # are left out: the small networks' tell as much of torch.

@@ -15,9 +15,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Leave the long tests out of a run that names no file, mark or word, and have the GPU's kernels interpreted."""
-    if config.args_source is not pytest.Config.ArgsSource.ARGS and not config.option.markexpr + config.option.keyword:
-        config.option.markexpr = "not long"
+    """Leave the long tests out of a run that names no file, mark or word, and the endless ones of all but a run that
+    names their mark; and have the GPU's kernels interpreted.
+    """
+    if "endless" not in config.option.markexpr:
+        named = config.args_source is pytest.Config.ArgsSource.ARGS or config.option.markexpr or config.option.keyword
+        chosen = f"({config.option.markexpr}) and " if config.option.markexpr else "" if named else "not long and "
+        config.option.markexpr = f"{chosen}not endless"
     import torch
 
     if not torch.cuda.is_available():

@@ -140,3 +140,14 @@ def leave_sizes_open(x: Tensor, axes: range) -> None:
 
     for axis in axes:
         torch._dynamo.maybe_mark_dynamic(x, axis)
+
+
+def move_towards(averages: list[Tensor], values: list[Tensor], share: Tensor) -> None:
+    """``averages += share · (values - averages)`` for a share on the device, all in a few kernels where torch can."""
+    try:
+        steps = torch._foreach_sub(values, averages)
+        torch._foreach_mul_(steps, share)
+        torch._foreach_add_(averages, steps)
+    except AttributeError:
+        for average, value in zip(averages, values, strict=True):
+            average.lerp_(value, share.to(average.dtype))

@@ -41,6 +41,18 @@ class TrainingError(VMambaError):
     """Training that cannot go on, such as a loss that is no longer finite."""
 
 
+class TrainingStopped(Exception):  # noqa: N818 (nobody's mistake)
+    """A signal asked training to stop: its state is saved, and it can be resumed.
+
+    Attributes:
+        signal: the signal's number. The command line's exit code is 128 more.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 class ExportError(VMambaError):
     """A model that cannot be exported, or a file that does not compute what the model does."""
 

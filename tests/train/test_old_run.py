@@ -28,8 +28,9 @@ from vmamba.train.run import train
 
 OLD = Path(__file__).parent / "old_run"
 HEADER = "epoch,train_loss,train_accuracy,val_loss,val_accuracy,lr,seconds,images_per_second\n"
-#: ``val_loss`` and ``val_accuracy`` of epochs 3 and 4 as the old version went on with it.
-WENT_ON = [(2.2904522048102485, 0.15), (2.288398106892904, 0.15833333333333333)]
+#: ``val_loss`` and ``val_accuracy`` of epochs 3 and 4 as this version goes on with it. The old one, whose random crops
+#: depended on what had been loaded before, reached 2.2905 and 2.2884.
+WENT_ON = [(2.2907658576965333, 0.15), (2.28908781475491, 0.15)]
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def old(tmp_path: Path) -> Path:
     return Path(shutil.copytree(OLD, tmp_path / "run"))
 
 
-def test_it_is_gone_on_with_to_what_the_old_version_reached(old: Path) -> None:
+def test_it_is_gone_on_with(old: Path) -> None:
     assert "task" not in vmamba.read_weights(old / "best.safetensors").metadata
     result = train(TrainConfig(resume=old, epochs=4))
     assert (result.epochs, result.best_epoch) == (4, 4)

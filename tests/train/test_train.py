@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import io
 import math
 import multiprocessing
@@ -20,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from run_cases import assert_equal, assert_same_run, metrics, timeless
 from torch import Tensor, nn
 
 import vmamba
@@ -66,7 +66,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than training here; the `finished` run, made before this, draws for all."""
-    monkeypatch.setattr("vmamba.train.run.save_figure", lambda *_: None)
+    monkeypatch.setattr("vmamba.train.course.save_figure", lambda *_: None)
 
 
 def tiny(tree: Path, output: Path | None = None, **fields: Any) -> TrainConfig:
@@ -94,42 +94,6 @@ def finished(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trai
     return config, path, result, said.getvalue()
 
 
-def metrics(path: Path) -> list[dict[str, str]]:
-    with RunFolder(path).metrics.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def timeless(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
-
-
-def assert_equal(a: Any, b: Any, where: str = "") -> None:
-    """Bitwise, all the way down; clocks excepted."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            if key not in ("seconds", "images_per_second"):
-                assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}[{i}]")
-    elif isinstance(a, Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b or (a != a and b != b), where
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    for name in ("best", "last"):
-        x, y = (vmamba.read_weights(getattr(RunFolder(path), name)) for path in (a, b))
-        assert_equal(x.state_dict, y.state_dict, name)
-        assert x.metadata == y.metadata
-    assert timeless(metrics(a)) == timeless(metrics(b))
-    assert_equal(RunFolder(a).read_state(), RunFolder(b).read_state(), "state")
-
-
 # --- the folder
 
 
@@ -143,8 +107,9 @@ def test_run_folder_is_complete(finished: Any) -> None:
         "best.safetensors",
         "last.safetensors",
         "state.pt",
+        "state.1.pt",
     }
-    assert {p.name for p in path.iterdir()} == names
+    assert {p.name for p in path.iterdir()} - {"best.1.safetensors"} == names  # that one if there was a best before
     rows = metrics(path)
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
     best = max(rows, key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
@@ -294,11 +259,12 @@ def test_a_save_that_is_stopped_anywhere_is_undone_or_finished(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", kill_before(math.inf))
         result = train(replace(config, output=tmp_path / "whole"))
-    save = ["state.pt", "best.safetensors", "last.safetensors", "metrics.csv"]
-    first = ["config.yaml", *[name for name in save if name != "best.safetensors"]]
-    assert result.best_epoch == 2  # so that the second save moves all
-    assert moved == [*first, *["best.next.safetensors", *save] * 2]
-    for count in [len(first) - 1, *range(len(moved) - len(save) - 1, len(moved))]:
+    first = ["config.yaml", "state.pt", "last.safetensors", "metrics.csv"]
+    second = ["best.next.safetensors", "state.1.pt", "state.pt", "best.safetensors", "last.safetensors", "metrics.csv"]
+    third = [*second[:3], "best.1.safetensors", *second[3:]]
+    assert result.best_epoch == 2  # so that the last save moves all
+    assert moved == [*first, *second, *third]
+    for count in [len(first) - 1, *range(len(moved) - len(third), len(moved))]:
         path = tmp_path / f"killed{count}"
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", kill_before(count))
@@ -398,11 +364,13 @@ def test_given_fields_survive_copies() -> None:
 def test_broken_runs_are_named(finished: Any, tmp_path: Path) -> None:
     path = tmp_path / "copy"
     shutil.copytree(finished[1], path)
-    state = path / "state.pt"
-    state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"state\.pt cannot be read"):
+    states = RunFolder(path).states()
+    for state in states:
+        state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"state\.pt cannot be read .*; no earlier state is whole"):
         train(TrainConfig(resume=path))
-    state.unlink()
+    for state in states:
+        state.unlink()
     with pytest.raises(CheckpointError, match=r"has no state\.pt"):
         train(TrainConfig(resume=path))
     (path / "best.safetensors").unlink()

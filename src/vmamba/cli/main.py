@@ -7,14 +7,15 @@ import sys
 from collections.abc import Sequence
 
 from vmamba.cli.allocator import keep_freed_memory
-from vmamba.errors import ConfigError, VMambaError, nearest
+from vmamba.errors import ConfigError, TrainingStopped, VMambaError, nearest
 from vmamba.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0 is success, 2 a mistake of the user's (one line on standard error), 130 an interruption from the keyboard.
+    0 is success, 2 a mistake of the user's (one line on standard error), 130 an interruption from the keyboard, 143 and
+    138 a training that saved and stopped on SIGTERM and SIGUSR1.
     Anything else that goes wrong is a fault of this package and keeps its traceback.
 
     Args:
@@ -27,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VMambaError as error:
         print("vmamba: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except TrainingStopped as stopped:
+        print("vmamba:", stopped, file=sys.stderr)
+        return 128 + stopped.signal
     except KeyboardInterrupt:
         print("vmamba: interrupted", file=sys.stderr)
         return 130

@@ -75,7 +75,10 @@ def _make_accelerator(config: TrainConfig) -> Any:
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=False),
+            # Batches lie in pinned memory where there is a GPU; copying them need not wait for it.
+            dataloader_config=DataLoaderConfiguration(
+                use_seedable_sampler=False, non_blocking=torch.cuda.is_available()
+            ),
         )
     except ValueError as error:
         raise ConfigError(f"device={wanted}, mixed_precision={config.mixed_precision}: {error}") from error

@@ -15,6 +15,9 @@ from vmamba.tasks.protocol import Task
 from vmamba.tasks.registry import DEFAULT, task_type
 from vmamba.train.recipe import Recipe, recipe_for
 
+#: What ``resume`` says to go on with the run in ``output`` if there is one; a folder of that name is ``./auto``.
+AUTO = Path("auto")
+
 
 @remembers_given
 @dataclass(frozen=True)
@@ -54,10 +57,18 @@ class TrainConfig:
         select_by: What makes an epoch the best on the validation images, for classification the highest accuracy or the
             lowest loss.
         save_every: Epochs between two saves of the training state and of the weights.
+        save_every_steps: Steps (batches of one process) between two saves of the training state inside an epoch, each
+            at the next update of the weights; 0 = none.
+        save_every_minutes: Minutes between two such saves; 0 = none.
+        keep_last: Training states that are kept: the last, and those before it, which serve if the last is damaged.
+        log_every: Steps on a GPU between two looks at what it computes, each of which waits for it: for the figures on
+            the screen, for a loss that is not finite, and for several processes to agree on a save or a stop.
+        skip_nonfinite: Updates with a loss or gradient that is not finite that may be left out in all; one more stops
+            the run.
         selective_scan_backend: The scan's implementation; the fastest that runs by default.
         output: Folder of the run; by default a new one under runs/.
         resume: Folder of a run to go on with. Fields left out are that run's; epochs may be changed, and with it the
-            rest of the learning-rate curve.
+            rest of the learning-rate curve. With auto, the run in output if there is one, else a new one.
         task: What is learnt.
         task_options: Options that the task alone has; classification has none.
     """
@@ -91,6 +102,11 @@ class TrainConfig:
     num_workers: int | None = None
     select_by: str | None = None
     save_every: int = 1
+    save_every_steps: int = 0
+    save_every_minutes: float = 0.0
+    keep_last: int = 2
+    log_every: int = 50
+    skip_nonfinite: int = 0
     selective_scan_backend: str | None = None
     output: Path | None = None
     resume: Path | None = None
@@ -98,8 +114,11 @@ class TrainConfig:
     task_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self, given: frozenset[str] | None) -> None:
-        for name in ("epochs", "batch_size", "grad_accumulation", "save_every"):
+        for name in ("epochs", "batch_size", "grad_accumulation", "save_every", "keep_last", "log_every"):
             self._want(name, "a whole number, 1 or more", lambda v: v >= 1)
+        for name in ("save_every_steps", "skip_nonfinite"):
+            self._want(name, "a whole number, 0 or more", lambda v: v >= 0)
+        self._want("save_every_minutes", "a number, 0 or more", lambda v: 0 <= v < float("inf"))
         for name in ("warmup_epochs", "num_workers", "seed", "reset_stages", "freeze_stages", "head_only_epochs"):
             self._want(name, "a whole number, 0 or more", lambda v: v >= 0)
         self._want("lr", "a number above 0", lambda v: 0 < v < float("inf"))
@@ -116,6 +135,8 @@ class TrainConfig:
             raise ConfigError(f"warmup_epochs={self.warmup_epochs} must be fewer than epochs={self.epochs}")
         if self.reset_stages and self.init is None:
             raise ConfigError(f"reset_stages={self.reset_stages} needs init: without it every stage is fresh")
+        if self.resume == AUTO and self.output is None:
+            raise ConfigError("resume=auto goes on with the run in output if there is one: give output, a folder")
         if self.lr is not None and self.min_lr > self.lr:
             raise ConfigError(f"min_lr={self.min_lr} is above lr={self.lr}")
         for name in ("num_classes", "in_chans", "imgsize", "drop_path_rate", "selective_scan_backend"):

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vmamba.errors import ConfigError
+from vmamba.errors import ConfigError, TrainingError
 from vmamba.tasks.protocol import Measurement, Subsets, Task
 from vmamba.train.accelerator import from_main
 from vmamba.train.config import TrainConfig
 from vmamba.train.finetune import freeze_stages, hold_still, init_file, load_init, train_head_only
-from vmamba.train.guard import FiniteGuard
+from vmamba.train.guard import Fault, FiniteGuard
 from vmamba.train.optimizer import make_optimizer, make_scheduler
 from vmamba.train.rng import restore_rng_state, rng_state, seed_everything
-from vmamba.train.sampler import EpochSampler
-
-#: Called after a step with (steps done, means of `Task.running` so far, samples per second).
-StepReport = Callable[[int, Mapping[str, float], float], None]
+from vmamba.train.sampler import EpochSampler, SeededSamples
+from vmamba.train.signals import leave_signals_to_main
+from vmamba.train.update import RunningSums, UpdateGroup, Updater
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,45 @@ class TrainedEpoch:
     figures: Mapping[str, float]
     lr: float
     images_per_second: float
+
+
+@dataclass(frozen=True)
+class Inside:
+    """How far an epoch has been trained.
+
+    Attributes:
+        epoch: counted from 0.
+        step: batches done, up to the epoch's number of them; never within a group of accumulated ones.
+        seconds: that they took.
+        sums: this process's `RunningSums`.
+    """
+
+    epoch: int
+    step: int
+    seconds: float
+    sums: Tensor
+
+
+class Hooks:
+    """What the trainer tells a run while it trains; by default nothing comes of it but that fatal faults are raised."""
+
+    def looked(self, step: int, figures: Mapping[str, float], speed: float) -> None:
+        """After a look at the device: steps done, means of `Task.running` so far, samples per second."""
+
+    def updated(self, step: int) -> None:
+        """After an update, with the steps done; the trainer's state may be saved here, and left by an exception."""
+
+    def faults(self, found: list[Fault]) -> None:
+        """Updates that were left out because a value is not finite; the last may be fatal.
+
+        Raises:
+            TrainingError: it is.
+        """
+        if found[-1].fatal:
+            raise TrainingError(str(found[-1]))
+
+    def measured(self, batch: int) -> None:
+        """After a batch of an evaluation, counted from 1; may be left by an exception."""
 
 
 class Trainer:
@@ -67,7 +105,9 @@ class Trainer:
         seed_everything(config.seed, 1 + accelerator.process_index)
 
         self._sampler = EpochSampler(len(subsets.train), config.seed)
-        loader = self._loader(task.dataset(subsets.train, config.augmentation), self._sampler)
+        #: The training samples by `vmamba.train.sampler.Key`.
+        self.samples = SeededSamples(task.dataset(subsets.train, config.augmentation), config.seed)
+        loader = self._loader(self.samples, self._sampler)
 
         # Copied before accelerate wraps the model's forward.
         self.ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
@@ -76,7 +116,10 @@ class Trainer:
         self.steps_per_epoch = len(self.train_loader)
         self.updates_per_epoch = -(-self.steps_per_epoch // config.grad_accumulation)
         self.scheduler = make_scheduler(self.optimizer, config, self.updates_per_epoch)
+        self.updater = Updater(accelerator, self.optimizer, self.ema)
         self.updates = 0
+        self.guard = FiniteGuard(config.skip_nonfinite, accelerator)
+        self.inside: Inside | None = None
         self.objective = task.objective(config)
         task.check(self.measured_model.eval(), config.model)
 
@@ -86,7 +129,7 @@ class Trainer:
         with self.accelerator.local_main_process_first():
             return str(path if path.exists() else init_file(init))
 
-    def _loader(self, samples: Dataset[Any], sampler: Sampler[int] | None) -> DataLoader[Any]:
+    def _loader(self, samples: Dataset[Any], sampler: Sampler[Any] | None) -> DataLoader[Any]:
         workers = self.config.num_workers or 0
         return DataLoader(
             samples,
@@ -95,72 +138,129 @@ class Trainer:
             num_workers=workers,
             collate_fn=self.task.collate,
             pin_memory=self.accelerator.device.type == "cuda",
-            worker_init_fn=_ignore_interrupts if workers else None,
-            # Evaluation must not draw from the generators that training uses.
-            generator=None if sampler is not None else torch.Generator().manual_seed(0),
+            worker_init_fn=leave_signals_to_main if workers else None,
+            # A loader must not draw from the generators that training uses; samples bring seeds of their own.
+            generator=torch.Generator().manual_seed(0),
         )
 
-    def train_epoch(self, epoch: int, report: StepReport | None = None) -> TrainedEpoch:
-        """Train on every sample once.
+    def train_epoch(self, epoch: int, hooks: Hooks | None = None) -> TrainedEpoch:
+        """Train on every sample once, or on those that are left where `load_state_dict` went into this epoch.
+
+        Afterwards `inside` stands at the epoch's end, until `close_epoch`.
 
         Args:
             epoch: counted from 0.
-            report: called after each step; without it nothing waits for the device.
+            hooks: what is told on the way.
 
         Raises:
             TrainingError: a loss or gradient is not finite; names the step.
         """
-        config, accelerator = self.config, self.accelerator
+        config, accelerator, hooks = self.config, self.accelerator, hooks or Hooks()
+        start = self.begin_epoch(epoch)
+        sums = RunningSums([metric.name for metric in self.task.running], accelerator.device)
+        sums.values += start.sums
+        began, unseen = time.perf_counter() - start.seconds, 0
+        group = UpdateGroup(config, self.steps_per_epoch)
+        plain = accelerator.unwrap_model(self.model)
+        for step, loaded in enumerate(self._batches_from(start.step), start.step):
+            if group.begins(step):
+                self.guard.begin(plain)
+            update = group.ends(step)
+            self.learn(step, loaded, group, sums)
+            unseen += 1
+            if not update:
+                continue
+            group.finish(self.model, accelerator)
+            norm = self.updater.clip(self.model, config.clip_grad or 0.0)
+            if accelerator.scaler is None:  # a loss scaler deals with overflow itself
+                self.guard.see(step, "gradient norm", norm)
+            self.updates += 1
+            self.updater.update(plain, self.updates, self.guard.judge())
+            self.scheduler.step_update(self.updates)
+            self.inside = Inside(epoch, step + 1, time.perf_counter() - began, sums.values)
+            if unseen >= self.look_every or step + 1 == self.steps_per_epoch:
+                unseen = 0
+                self.look(hooks)
+                figures, count = sums.means()
+                hooks.looked(step + 1, figures, count * accelerator.num_processes / self.inside.seconds)
+            hooks.updated(step + 1)
+        figures, count = sums.means(accelerator.reduce(sums.values.clone(), "sum"))
+        lr = max(group["lr"] for group in self.optimizer.param_groups)  # the head's, under layer decay
+        seconds = self.inside.seconds if self.inside is not None else 0.0
+        return TrainedEpoch(figures, lr, count / max(seconds, 1e-9))
+
+    def learn(self, step: int, loaded: Any, group: UpdateGroup, sums: RunningSums | None = None) -> Tensor:
+        """Forward and backward pass of one batch; returns its loss."""
+        batch = self.objective.prepare(loaded)
+        with nullcontext() if group.ends(step) else self.accelerator.no_sync(self.model):
+            result = self.objective.loss(self.model, batch)
+            loss = result.loss.detach()
+            self.guard.see(step, "loss", loss)
+            self.accelerator.backward(group.share(result.loss, result.count))
+        if sums is not None:
+            sums.add(loss, result.sums, result.count)
+        return loss
+
+    def begin_epoch(self, epoch: int) -> Inside:
+        """Set everything up for an epoch; returns where in it to start."""
+        config = self.config
         self._sampler.epoch = epoch
         self.model.train()
         if config.head_only_epochs:
             train_head_only(self.parts, epoch < config.head_only_epochs, config.freeze_stages)
         hold_still(self.parts, config.freeze_stages)
-        sums = _RunningSums([metric.name for metric in self.task.running], accelerator.device)
-        guard = FiniteGuard(epoch, every=1 if accelerator.device.type == "cpu" else 20)
-        started = time.perf_counter()
-        group = _UpdateGroup(config, self.steps_per_epoch)
-        for step, loaded in enumerate(self.train_loader):
-            batch = self.objective.prepare(loaded)
-            update = group.ends(step)
-            with nullcontext() if update else accelerator.no_sync(self.model):
-                result = self.objective.loss(self.model, batch)
-                guard.see(step, "loss", result.loss.detach())
-                accelerator.backward(group.share(result.loss, result.count))
-            if update:
-                group.finish(self.model.parameters(), accelerator)
-                if config.clip_grad:
-                    norm = accelerator.clip_grad_norm_(self.model.parameters(), config.clip_grad)
-                    if accelerator.scaler is None:  # a loss scaler deals with overflow itself
-                        guard.see(step, "gradient norm", norm.detach())
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-                self.updates += 1
-                self.scheduler.step_update(self.updates)
-                if self.ema is not None:
-                    self.ema.update(accelerator.unwrap_model(self.model), self.updates)
-            sums.add(result.loss.detach(), result.sums, result.count)
-            if report is not None:
-                figures, count = sums.means()
-                report(step + 1, figures, count * accelerator.num_processes / (time.perf_counter() - started))
-        guard.check()
-        sums.values = accelerator.reduce(sums.values, "sum")
-        figures, count = sums.means()
-        seconds = time.perf_counter() - started
-        lr = max(group["lr"] for group in self.optimizer.param_groups)  # the head's, under layer decay
-        return TrainedEpoch(figures, lr, count / seconds)
+        if self.inside is None or self.inside.epoch != epoch:
+            zero = torch.zeros(len(self.task.running) + 1, device=self.accelerator.device)
+            self.inside = Inside(epoch, 0, 0.0, zero)
+        return self.inside
 
-    def evaluate(self, samples: Any, model: nn.Module | None = None) -> Measurement:
+    def _batches_from(self, step: int) -> Iterator[Any]:
+        """This epoch's batches without the first ``step``, which are not loaded."""
+        from accelerate import skip_first_batches
+
+        if step == 0:
+            return iter(self.train_loader)
+        if step >= self.steps_per_epoch:
+            return iter(())
+        rest = skip_first_batches(self.train_loader, step)
+        if hasattr(self.train_loader, "_non_blocking"):  # which accelerate forgets
+            rest._non_blocking = self.train_loader._non_blocking
+        return iter(rest)
+
+    @property
+    def look_every(self) -> int:
+        """Steps between two looks at the device: one where it is not waited for, or is waited for in any case."""
+        waits = self.accelerator.device.type != "cpu" and self.accelerator.scaler is None
+        return self.config.log_every if waits else 1
+
+    def look(self, hooks: Hooks) -> None:
+        """Tell ``hooks`` which updates since the last look had something that is not finite; waits for the device."""
+        faults = self.guard.look(self._sampler.epoch)
+        if faults:
+            hooks.faults(faults)
+
+    def close_epoch(self) -> None:
+        """The epoch that was trained is done with, its measurement too."""
+        self.inside = None
+
+    def keys_of(self, epoch: int, first: int, last: int) -> list[list[int]]:
+        """The samples' indices in this process's batches ``first`` to ``last`` of an epoch, all counted from 0."""
+        self._sampler.epoch = epoch
+        return [[index for _, index in keys] for keys in islice(self.train_loader.batch_sampler, first, last + 1)]
+
+    def evaluate(self, samples: Any, model: nn.Module | None = None, hooks: Hooks | None = None) -> Measurement:
         """Measure ``model`` (by default the weights that are saved) on every sample of a subset once."""
         accelerator = self.accelerator
         model = model or self.measured_model
         model.eval()
         meter = self.task.meter()
         with self._evaluation_loader(samples) as loader, torch.inference_mode(), accelerator.autocast():
-            for batch in loader:
+            for number, batch in enumerate(loader, 1):
                 seen = meter.observe(model(self.task.inputs(batch)), batch)
                 # One object a sample, not tensors that can be laid end to end.
                 meter.update(accelerator.gather_for_metrics(seen, use_gather_object=isinstance(seen, list)))
+                if hooks is not None:
+                    hooks.measured(number)
         return meter.measurement()
 
     @contextmanager
@@ -201,7 +301,18 @@ class Trainer:
             # The schedule is a function of the number of updates, and the order of samples one of the epoch.
             "updates": self.updates,
             "rng": gather_object([rng_state()]),
+            "inside": self._gathered_inside(),
+            "left_out": self.guard.left_out,
         }
+
+    def _gathered_inside(self) -> dict[str, Any] | None:
+        from accelerate.utils import gather_object
+
+        inside = self.inside
+        if inside is None:
+            return None
+        sums = gather_object([inside.sums.tolist()])
+        return {"epoch": inside.epoch, "step": inside.step, "seconds": inside.seconds, "sums": sums}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` returned, generators included."""
@@ -214,60 +325,9 @@ class Trainer:
         self.updates = state["updates"]
         self.scheduler.step_update(self.updates)
         restore_rng_state(state["rng"][self.accelerator.process_index])
-
-
-class _UpdateGroup:
-    """The batches between two updates of the weights: the gradient is the mean over their samples.
-
-    The last batch of an epoch ends a group however few there are, and each sample weighs the same in a group whose
-    last batch is smaller.
-    """
-
-    def __init__(self, config: TrainConfig, steps: int) -> None:
-        self.size = config.grad_accumulation
-        self.full = self.size * (config.batch_size or 1)  # samples
-        self.steps = steps
-        self.seen = 0
-
-    def ends(self, step: int) -> bool:
-        """Whether the weights are updated after this step of the epoch, counted from 0."""
-        return (step + 1) % self.size == 0 or step + 1 == self.steps
-
-    def share(self, loss: Tensor, count: int) -> Tensor:
-        """What a batch's mean loss adds to the mean over a full group. Scaling first keeps fp16 in its range."""
-        self.seen += count
-        return loss if count == self.full else loss * (count / self.full)
-
-    def finish(self, parameters: Iterable[Tensor], accelerator: Any) -> None:
-        """Turn the gradient into the mean over the samples that there were, and begin anew."""
-        seen, self.seen = self.seen, 0
-        if accelerator.num_processes > 1:  # whose gradients have been averaged
-            counts = torch.tensor(float(seen), device=accelerator.device)
-            seen = accelerator.reduce(counts, "mean").item()
-        if seen not in (0, self.full):
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad *= self.full / seen
-
-
-class _RunningSums:
-    """Sums over an epoch's samples, kept on the device: of the loss, of the other figures, and of ones."""
-
-    def __init__(self, names: list[str], device: torch.device) -> None:
-        self.names = names
-        self.values = torch.zeros(len(names) + 1, device=device)
-
-    def add(self, loss: Tensor, sums: Mapping[str, Tensor], count: int) -> None:
-        """One batch: its mean loss, and the others' sums."""
-        others = [sums[name].float() for name in self.names[1:]]
-        self.values += torch.stack([loss.float() * count, *others, self.values.new_full((), count)])
-
-    def means(self) -> tuple[dict[str, float], float]:
-        """The means so far by name, and the number of samples; waits for the device."""
-        *totals, count = self.values.tolist()
-        return {name: total / max(count, 1.0) for name, total in zip(self.names, totals, strict=True)}, count
-
-
-def _ignore_interrupts(_: int) -> None:
-    # Ctrl-C reaches the whole process group; the main process alone decides what happens.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.guard = FiniteGuard(self.config.skip_nonfinite, self.accelerator, state.get("left_out", 0))
+        self.inside = None
+        if state.get("inside") is not None:  # older versions saved between epochs only
+            inside = dict(state["inside"])
+            mine = inside.pop("sums")[self.accelerator.process_index]
+            self.inside = Inside(**inside, sums=torch.tensor(mine, device=self.accelerator.device))

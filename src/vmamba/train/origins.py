@@ -8,7 +8,7 @@ from typing import Any
 from vmamba.data.preprocessing import Augmentation
 from vmamba.train.config import TrainConfig
 from vmamba.train.recipe import Recipe
-from vmamba.train.resume import flat, given_values, resumed_config
+from vmamba.train.resume import decided, flat, given_values, resumed_config
 from vmamba.train.run_folder import new_run_folder
 
 
@@ -19,6 +19,7 @@ def explained(config: TrainConfig) -> tuple[dict[str, Any], dict[str, str]]:
         ConfigError: ``config`` cannot be used, or not with the run to go on with.
         OutputError: no new run can be written to the folder.
     """
+    config = decided(config)
     whole = (resumed_config(config) if config.resume is not None else config).resolved()
     values = whole.to_dict()
     plain = flat(values)

@@ -9,11 +9,32 @@ from typing import Any
 
 from vmamba.errors import ConfigError, DataError
 from vmamba.given import given_fields
-from vmamba.train.config import TrainConfig
+from vmamba.train.config import AUTO, TrainConfig
 from vmamba.train.run_folder import RunFolder, config_from_dict
 
 #: Fields that may differ from the stored run's: they do not decide what the run is.
-FREE = ("epochs", "device", "num_workers", "save_every", "selective_scan_backend", "data.data_dir", "data.verify")
+FREE = (
+    "epochs",
+    "device",
+    "num_workers",
+    "save_every",
+    "save_every_steps",
+    "save_every_minutes",
+    "keep_last",
+    "log_every",
+    "skip_nonfinite",
+    "selective_scan_backend",
+    "data.data_dir",
+    "data.verify",
+)
+
+
+def decided(given: TrainConfig) -> TrainConfig:
+    """``given`` with ``resume=auto`` decided: the run in ``output`` where a state of it was saved, else None."""
+    if given.resume != AUTO:
+        return given
+    assert given.output is not None
+    return replace(given, resume=given.output if RunFolder(given.output).states() else None)
 
 
 def resumed_config(given: TrainConfig) -> TrainConfig:

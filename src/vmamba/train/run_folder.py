@@ -1,37 +1,33 @@
-"""A run's folder: what lies in it, and how each file is written whole or not at all."""
+"""A run's folder: what lies in it, and how each file is written whole or not at all; `states` has its states."""
 
 from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vmamba.data import Augmentation, DataConfig
-from vmamba.errors import CheckpointError, OutputError
-from vmamba.output import check_writable_folder, sync_folder, write_atomically
+from vmamba.errors import OutputError
+from vmamba.output import check_writable_folder, write_atomically
 from vmamba.tasks.protocol import Task
-from vmamba.tasks.run_files import RunFiles, typed
+from vmamba.tasks.run_files import typed
 from vmamba.train.config import TrainConfig
 from vmamba.train.rows import EpochRow, columns
+from vmamba.train.states import SavedStates
 from vmamba.version import __version__
-from vmamba.weights.download.fingerprint import sha256_of
 
 
-class RunFolder(RunFiles):
+class RunFolder(SavedStates):
     """Names all the files of one run, and writes those that are not weights."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.metrics = path / "metrics.csv"
         self.curves = path / "curves.png"
-        self.state = path / "state.pt"
-        #: Better weights than ``best``, of an epoch that no state knows yet.
-        self.next_best = path / "best.next.safetensors"
+        #: What `vmamba.train.replay.replay` needs to compute again a loss that was not finite.
+        self.replay = path / "replay.pt"
 
     def picture(self, name: str) -> Path:
         """Where a picture of the final measurement lies."""
@@ -51,57 +47,6 @@ class RunFolder(RunFiles):
         writer.writeheader()
         writer.writerows(row.flat() for row in rows)
         self._write_text(self.metrics, text.getvalue())
-
-    def write_state(self, state: Mapping[str, Any]) -> None:
-        """Write ``state.pt``; tensors and plain values only, so that it can be read without running code."""
-        write_atomically(self.state, lambda temporary: torch.save(dict(state), temporary))
-
-    def commit(self, state: Mapping[str, Any]) -> None:
-        """Write ``state.pt``, which names the best weights by their SHA-256, and put these in their place.
-
-        The state is the moment that counts: before it the old state and the old best weights hold, after it the new.
-        """
-        staged = self.next_best.is_file()
-        best = self.next_best if staged else self.best
-        self.write_state({**state, "best_sha256": sha256_of(best) if best.is_file() else None})
-        if staged:
-            sync_folder(self.path)
-            self._take_next_best()
-
-    def settle(self, state: Mapping[str, Any]) -> None:
-        """Undo or finish what a `commit` was stopped in.
-
-        Raises:
-            CheckpointError: the best weights that ``state`` names are not there.
-        """
-        wanted = state["best_sha256"]
-        if wanted is not None and not (self.best.is_file() and sha256_of(self.best) == wanted):
-            if self.next_best.is_file() and sha256_of(self.next_best) == wanted:
-                self._take_next_best()
-            else:
-                fault = "is not the file that state.pt names" if self.best.is_file() else "is missing"
-                raise CheckpointError(f"{self.best} {fault}; without it the run cannot be resumed")
-        self.next_best.unlink(missing_ok=True)
-
-    def _take_next_best(self) -> None:
-        try:
-            os.replace(self.next_best, self.best)
-        except OSError as error:
-            raise OutputError(f"cannot write {self.best}: {error.strerror}; resume the run elsewhere") from error
-
-    def read_state(self) -> dict[str, Any]:
-        """Read ``state.pt``.
-
-        Raises:
-            CheckpointError: it is missing or broken.
-        """
-        if not self.state.is_file():
-            raise CheckpointError(f"{self.path} has no state.pt, so it cannot be resumed; is it a run's folder?")
-        try:
-            state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a broken file
-            raise CheckpointError(f"{self.state} cannot be read ({str(error).splitlines()[0]})") from error
-        return state
 
     def read_config(self) -> TrainConfig:
         """Read ``config.yaml``.
@@ -143,7 +88,8 @@ def new_run_folder(config: TrainConfig) -> Path:
             path = base.with_name(f"{base.name}-{count}")
             count += 1
     check_writable_folder(path)
-    if path.is_dir() and any(path.iterdir()):
-        known = " (a run: to go on with it, resume it)" if RunFolder(path).state.exists() else ""
+    folder = RunFolder(path)
+    if path.is_dir() and any(path.iterdir()) and not folder.is_abandoned():
+        known = " (a run: to go on with it, resume it)" if folder.states() else ""
         raise OutputError(f"output folder {path} is not empty{known}; give a new folder or empty this one")
     return path
