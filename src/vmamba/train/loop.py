@@ -70,7 +70,7 @@ class Trainer:
         loader = self._loader(task.dataset(subsets.train, config.augmentation), self._sampler)
 
         # Copied before accelerate wraps the model's forward.
-        self.ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+        self.ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup) if config.ema_decay else None
         optimizer = make_optimizer(model, config)
         self.model, self.optimizer, self.train_loader = accelerator.prepare(model, optimizer, loader)
         self.steps_per_epoch = len(self.train_loader)

@@ -77,6 +77,7 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
     resuming = config.resume is not None
     config = (resumed_config(config) if resuming else config).resolved()
     with accelerator_for(config) as accelerator:
+        config = config.for_processes(accelerator.num_processes)
         path = _common_path(accelerator, config)
         shown = console if accelerator.is_main_process else None
         if shown is not None:  # before the data, which may take long
