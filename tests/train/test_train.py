@@ -37,6 +37,9 @@ from vmamba.train.resume import resumed_config
 from vmamba.train.run import train
 from vmamba.train.run_folder import RunFolder
 
+#: Columns that differ from one run to the next.
+CLOCKS = ("seconds", "images_per_second", "memory_mib", "data_wait")
+
 TINY: dict[str, Any] = {"dims": [8, 16], "depths": [1, 1], "patch_size": 4}
 
 
@@ -100,7 +103,7 @@ def metrics(path: Path) -> list[dict[str, str]]:
 
 
 def timeless(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+    return [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows]
 
 
 def assert_equal(a: Any, b: Any, where: str = "") -> None:
@@ -109,7 +112,7 @@ def assert_equal(a: Any, b: Any, where: str = "") -> None:
     if isinstance(a, dict):
         assert a.keys() == b.keys(), where
         for key in a:
-            if key not in ("seconds", "images_per_second"):
+            if key not in CLOCKS:
                 assert_equal(a[key], b[key], f"{where}.{key}")
     elif isinstance(a, (list, tuple)):
         assert len(a) == len(b), where

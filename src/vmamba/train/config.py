@@ -152,6 +152,8 @@ class TrainConfig:
         self._want("select_by", " or ".join(sorted(figures)), lambda v: v in figures)
         self._want("device", "auto, cpu, cuda, mps or xpu", lambda v: v in ("auto", "cpu", "cuda", "mps", "xpu"))
         self._want("mixed_precision", "no, bf16 or fp16", lambda v: v in ("no", "bf16", "fp16"))
+        if self.tf32 and self.device == "cpu":
+            raise ConfigError("tf32=True with device=cpu: TensorFloat-32 is a format of GPUs; leave it out")
         if self.epochs is not None and self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
             raise ConfigError(f"warmup_epochs={self.warmup_epochs} must be fewer than epochs={self.epochs}")
         if self.reset_stages and self.init is None:

@@ -18,6 +18,7 @@ from vmamba.tasks.protocol import Measurement, Subsets, Task
 from vmamba.train.accelerator import from_main
 from vmamba.train.config import TrainConfig
 from vmamba.train.finetune import freeze_stages, hold_still, init_file, load_init, train_head_only
+from vmamba.train.gauges import Gauges, Readings
 from vmamba.train.guard import FiniteGuard
 from vmamba.train.optimizer import make_optimizer, make_scheduler
 from vmamba.train.rng import restore_rng_state, rng_state, seed_everything
@@ -34,6 +35,7 @@ class TrainedEpoch:
     figures: Mapping[str, float]
     lr: float
     images_per_second: float
+    readings: Readings
 
 
 class Trainer:
@@ -73,6 +75,8 @@ class Trainer:
         self.ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup) if config.ema_decay else None
         optimizer = make_optimizer(model, config)
         self.model, self.optimizer, self.train_loader = accelerator.prepare(model, optimizer, loader)
+        if config.compile:
+            accelerator.unwrap_model(self.model).compile()  # in place: no prefix on the weights' names
         self.steps_per_epoch = len(self.train_loader)
         self.updates_per_epoch = -(-self.steps_per_epoch // config.grad_accumulation)
         self.scheduler = make_scheduler(self.optimizer, config, self.updates_per_epoch)
@@ -100,12 +104,18 @@ class Trainer:
             generator=None if sampler is not None else torch.Generator().manual_seed(0),
         )
 
-    def train_epoch(self, epoch: int, report: StepReport | None = None) -> TrainedEpoch:
+    @property
+    def lr(self) -> float:
+        """As of now; the head's, under layer decay."""
+        return float(max(group["lr"] for group in self.optimizer.param_groups))
+
+    def train_epoch(self, epoch: int, report: StepReport | None = None, every: int = 1) -> TrainedEpoch:
         """Train on every sample once.
 
         Args:
             epoch: counted from 0.
-            report: called after each step; without it nothing waits for the device.
+            report: called after each ``every``-th step; without it nothing waits for the device.
+            every: steps.
 
         Raises:
             TrainingError: a loss or gradient is not finite; names the step.
@@ -118,9 +128,10 @@ class Trainer:
         hold_still(self.parts, config.freeze_stages)
         sums = _RunningSums([metric.name for metric in self.task.running], accelerator.device)
         guard = FiniteGuard(epoch, every=1 if accelerator.device.type == "cpu" else 20)
+        gauges = Gauges(accelerator)
         started = time.perf_counter()
         group = _UpdateGroup(config, self.steps_per_epoch)
-        for step, loaded in enumerate(self.train_loader):
+        for step, loaded in enumerate(gauges.watched(self.train_loader)):
             batch = self.objective.prepare(loaded)
             update = group.ends(step)
             with nullcontext() if update else accelerator.no_sync(self.model):
@@ -129,10 +140,10 @@ class Trainer:
                 accelerator.backward(group.share(result.loss, result.count))
             if update:
                 group.finish(self.model.parameters(), accelerator)
-                if config.clip_grad:
-                    norm = accelerator.clip_grad_norm_(self.model.parameters(), config.clip_grad)
-                    if accelerator.scaler is None:  # a loss scaler deals with overflow itself
-                        guard.see(step, "gradient norm", norm.detach())
+                norm = accelerator.clip_grad_norm_(self.model.parameters(), config.clip_grad or float("inf"))
+                gauges.norm(norm)
+                if accelerator.scaler is None:  # a loss scaler deals with overflow itself
+                    guard.see(step, "gradient norm", norm.detach())
                 self.optimizer.step()
                 self.optimizer.zero_grad()
                 self.updates += 1
@@ -140,15 +151,14 @@ class Trainer:
                 if self.ema is not None:
                     self.ema.update(accelerator.unwrap_model(self.model), self.updates)
             sums.add(result.loss.detach(), result.sums, result.count)
-            if report is not None:
+            if report is not None and (step + 1) % every == 0:
                 figures, count = sums.means()
                 report(step + 1, figures, count * accelerator.num_processes / (time.perf_counter() - started))
         guard.check()
         sums.values = accelerator.reduce(sums.values, "sum")
         figures, count = sums.means()
         seconds = time.perf_counter() - started
-        lr = max(group["lr"] for group in self.optimizer.param_groups)  # the head's, under layer decay
-        return TrainedEpoch(figures, lr, count / seconds)
+        return TrainedEpoch(figures, self.lr, count / seconds, gauges.read())
 
     def evaluate(self, samples: Any, model: nn.Module | None = None) -> Measurement:
         """Measure ``model`` (by default the weights that are saved) on every sample of a subset once."""

@@ -20,10 +20,12 @@ from vmamba.train.accelerator import accelerator_for, from_main
 from vmamba.train.config import TrainConfig
 from vmamba.train.curves import curves_figure
 from vmamba.train.loop import Trainer
+from vmamba.train.processes import others_answer
 from vmamba.train.report import Reporter
 from vmamba.train.resume import check_epochs, check_same_data, check_same_settings, deciding_settings, resumed_config
 from vmamba.train.rows import EpochRow, rank
 from vmamba.train.run_folder import RunFolder, new_run_folder
+from vmamba.train.trackers import Trackers
 from vmamba.weights import read_weights
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
 
     Raises:
         ConfigError, DataError, OutputError, CheckpointError: something given cannot be used; says what would mend it.
-        TrainingError: the loss is no longer finite.
+        TrainingError: the loss is no longer finite; another process of the run is gone.
         KeyboardInterrupt: as it came, after the folder was left in order.
     """
     started = time.monotonic()
@@ -87,17 +89,20 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
         trainer = Trainer(config, task, subsets, accelerator)
         report = Reporter(shown, task, config.epochs or 1, trainer.steps_per_epoch)
         course = _Course(config, task, subsets, trainer, RunFolder(path), report)
-        with report:
+        with others_answer(accelerator, path), report:
             try:
                 if resuming:
                     course.restore()
                 else:
                     course.begin()
+                course.trackers.start(path, config)
                 course.train()
                 test = course.finish()
             except KeyboardInterrupt:
                 course.interrupted()
                 raise
+            finally:
+                course.trackers.finish()
         best = course.best
         assert best is not None
         return TrainResult(path, len(course.rows), best.epoch, best.val, test, time.monotonic() - started)
@@ -137,6 +142,7 @@ class _Course:
         self.trainer = trainer
         self.folder = folder
         self.report = report
+        self.trackers = Trackers(trainer.accelerator, trainer.steps_per_epoch)
         self.main = bool(trainer.accelerator.is_main_process)
         self.rows: list[EpochRow] = []
         self.best: EpochRow | None = None
@@ -222,8 +228,13 @@ class _Course:
 
             def step(done: int, figures: Mapping[str, float], speed: float, epoch: int = epoch) -> None:
                 self.report.step(epoch, done, figures, speed)
+                if done % self.config.log_every == 0:
+                    self.trackers.step(epoch, done, figures, self.trainer.lr, speed)
 
-            trained = self.trainer.train_epoch(epoch, step if self.report.live else None)
+            told = self.report.live or self.trackers.on
+            # A look at the figures waits for a GPU.
+            every = 1 if self.trainer.accelerator.device.type == "cpu" and self.report.live else self.config.log_every
+            trained = self.trainer.train_epoch(epoch, step if told else None, every)
             row = EpochRow(
                 epoch=epoch + 1,
                 train=trained.figures,
@@ -231,6 +242,9 @@ class _Course:
                 lr=trained.lr,
                 seconds=time.monotonic() - started,
                 images_per_second=trained.images_per_second,
+                grad_norm=trained.readings.grad_norm,
+                memory_mib=trained.readings.memory_mib,
+                data_wait=trained.readings.data_wait,
             )
             better = self.best is None or self._rank(row) > self._rank(self.best)
             self.rows.append(row)
@@ -239,6 +253,7 @@ class _Course:
             if (epoch + 1) % self.config.save_every == 0 or epoch + 1 == self.config.epochs:
                 self.save()
             self.report.end_epoch(row, better)
+            self.trackers.epoch(row)
             if time.monotonic() - drawn > DRAW_EVERY:
                 self._draw_curves()
                 drawn = time.monotonic()
