@@ -82,7 +82,10 @@ def metrics(path: Path) -> list[dict[str, str]]:
 def test_it_is_learnt_and_ranked_by_its_own_figure(run: tuple[Path, Any, str]) -> None:
     path, result, said = run
     rows = metrics(path)
-    assert list(rows[0]) == ["epoch", "train_mae", "train_far", "val_distance", "lr", "seconds", "images_per_second"]
+    assert list(rows[0]) == [
+        "epoch", "train_mae", "train_far", "val_distance", "lr", "seconds", "images_per_second",
+        "grad_norm", "memory_mib", "data_wait",
+    ]  # fmt: skip
     best = min(rows, key=lambda row: float(row["val_distance"]))
     assert result.best_epoch == int(best["epoch"])
     assert result.best_val == {"distance": float(best["val_distance"])}

@@ -43,9 +43,13 @@ def test_it_is_gone_on_with(old: Path) -> None:
     result = train(TrainConfig(resume=old, epochs=4))
     assert (result.epochs, result.best_epoch) == (4, 4)
     text = (old / "metrics.csv").read_text()
-    assert text.startswith(HEADER)
+    assert text.startswith(HEADER.strip() + ",grad_norm,memory_mib,data_wait\n")
     rows = list(csv.DictReader(text.splitlines()))
-    assert "".join(text.splitlines(keepends=True)[:3]) == (OLD / "metrics.csv").read_text()
+    # What the old version did not note stays empty.
+    assert [line.removesuffix(",,,") for line in text.splitlines()[1:3]] == (
+        (OLD / "metrics.csv").read_text().splitlines()[1:]
+    )
+    assert float(rows[2]["grad_norm"]) > 0
     for row, (loss, accuracy) in zip(rows[2:], WENT_ON, strict=True):
         assert float(row["val_loss"]) == pytest.approx(loss, rel=1e-4)
         assert float(row["val_accuracy"]) == pytest.approx(accuracy, abs=0.01)  # another machine may round otherwise

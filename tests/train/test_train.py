@@ -37,6 +37,9 @@ from vmamba.train.resume import resumed_config
 from vmamba.train.run import train
 from vmamba.train.run_folder import RunFolder
 
+#: Columns that differ from one run to the next.
+CLOCKS = ("seconds", "images_per_second", "memory_mib", "data_wait")
+
 TINY: dict[str, Any] = {"dims": [8, 16], "depths": [1, 1], "patch_size": 4}
 
 
@@ -167,16 +170,6 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine(tree: Path, tmp_path: P
     total = 6 * trainer.updates_per_epoch
     want += [1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi * t / total)) / 2 for t in range(total + 1)]
     np.testing.assert_allclose(seen, want, rtol=1e-9)
-
-
-def test_weight_decay_spares_what_the_model_says(tree: Path) -> None:
-    config = tiny(tree).resolved()
-    with accelerator_for(config) as accelerator:
-        trainer = Trainer(config, *config.learnt.load(config.data, {}), accelerator)
-    names = {id(p): name for name, p in trainer.model.named_parameters()}
-    decayed = {names[id(p)] for g in trainer.optimizer.param_groups if g["weight_decay"] for p in g["params"]}
-    assert any(name.endswith("in_proj.weight") for name in decayed)
-    assert not any(name.endswith(("A_logs", "Ds", "bias", "norm.weight")) for name in decayed)
 
 
 # --- going on

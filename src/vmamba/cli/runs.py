@@ -32,13 +32,19 @@ def _train_options(parser: CommandParser) -> None:
 
 
 def _train_given(given: Namespace) -> None:
-    """Other images of a run to go on with are of its data set."""
+    """Images of a run to go on with, or of a recipe, are of its data set where none is named."""
     from vmamba.tasks.run_files import trained_on
+    from vmamba.train.recipe_files import recipe_dataset
 
-    if given.get("resume") is not None and "data" in given and "data.dataset" not in given:
+    if "data" not in given or "data.dataset" in given:
+        return
+    if given.get("resume") is not None:
         own = trained_on(given.resume)
-        if own is not None:
-            given["data.dataset"] = own.dataset
+        dataset = None if own is None else own.dataset
+    else:
+        dataset = None if given.get("recipe") is None else recipe_dataset(given.recipe)
+    if dataset is not None:
+        given["data.dataset"] = dataset
 
 
 def _train(values: Namespace) -> int:

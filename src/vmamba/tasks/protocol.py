@@ -75,6 +75,10 @@ class Settings(Protocol):
         """The scan's implementation."""
 
     @property
+    def checkpointing(self) -> bool:
+        """Whether activations are computed again in backward instead of being kept."""
+
+    @property
     def label_smoothing(self) -> float | None:
         """Share of a target that is spread over all its alternatives."""
 

@@ -25,7 +25,7 @@ def build_vssm(settings: Settings, outputs: int, preprocessing: Preprocessing) -
         imgsize=preprocessing.height,
         drop_path_rate=settings.drop_path_rate,
         selective_scan_backend=settings.selective_scan_backend,
-        **settings.model_options,
+        **{"use_checkpoint": settings.checkpointing, **settings.model_options},
     )
 
 

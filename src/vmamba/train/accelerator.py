@@ -11,11 +11,9 @@ import torch
 
 from vmamba.errors import ConfigError, VMambaError
 from vmamba.train.config import TrainConfig
+from vmamba.train.trackers import tracker_names
 
 Made = TypeVar("Made")
-
-#: How long processes wait for each other: the main one may be decoding a million images to verify them.
-PATIENCE = timedelta(hours=6)
 
 
 @contextmanager
@@ -23,14 +21,19 @@ def accelerator_for(config: TrainConfig) -> Iterator[Any]:
     """An `accelerate.Accelerator` for ``config``; accelerate's process-wide state is left as it was found.
 
     Raises:
-        ConfigError: the device is not there, or cannot compute in the precision asked for.
+        ConfigError: the device is not there, or cannot compute in the precision asked for; a tracker is not there.
     """
     from accelerate.state import AcceleratorState, GradientState, is_initialized
 
     ours = not is_initialized()
+    products = torch.get_float32_matmul_precision()
     try:
-        yield _make_accelerator(config)
+        accelerator = _make_accelerator(config)
+        if config.tf32:
+            torch.set_float32_matmul_precision("high")
+        yield accelerator
     finally:
+        torch.set_float32_matmul_precision(products)
         if ours:
             # Accelerate keeps its settings for the whole process and refuses others; it has no public way to drop them.
             AcceleratorState._reset_state(reset_partial_state=True)
@@ -62,8 +65,9 @@ def from_main(accelerator: Any, make: Callable[[], Made]) -> Made:
 
 def _make_accelerator(config: TrainConfig) -> Any:
     from accelerate import Accelerator, DataLoaderConfiguration
-    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
 
+    trackers = tracker_names(config.trackers)
     wanted = config.device
     if wanted not in ("auto", "cpu") and not getattr(torch, wanted).is_available():
         raise ConfigError(f"device={wanted!r}: torch {torch.__version__} finds no such device here; use auto or cpu")
@@ -74,11 +78,13 @@ def _make_accelerator(config: TrainConfig) -> Any:
             # The trainer accumulates gradients itself; given so that no environment variable says otherwise.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             step_scheduler_with_optimizer=False,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.process_timeout))],
             # Batches lie in pinned memory where there is a GPU; copying them need not wait for it.
             dataloader_config=DataLoaderConfiguration(
                 use_seedable_sampler=False, non_blocking=torch.cuda.is_available()
             ),
+            log_with=trackers or None,
+            project_config=ProjectConfiguration(logging_dir="."),  # of the run, once that is known
         )
     except ValueError as error:
         raise ConfigError(f"device={wanted}, mixed_precision={config.mixed_precision}: {error}") from error

@@ -28,6 +28,7 @@ from vmamba.train.resume import check_epochs, check_same_data, check_same_settin
 from vmamba.train.rows import EpochRow, rank
 from vmamba.train.run_folder import RunFolder
 from vmamba.train.signals import StopSignals
+from vmamba.train.trackers import Trackers
 from vmamba.train.watch import Decision, Watch
 from vmamba.weights import read_weights
 
@@ -67,12 +68,14 @@ class Course(Hooks):
         self.trainer = trainer
         self.folder = folder
         self.report = report
+        self.trackers = Trackers(trainer.accelerator, trainer.steps_per_epoch)
         self.main = bool(trainer.accelerator.is_main_process)
         self.rows: list[EpochRow] = []
         self.best: EpochRow | None = None
         self.saved = (0, 0)  # epochs, and steps of the next, that the files on disk stand for
         self.epoch = 0
         self._step = 0  # of the epoch, at the last update
+        self._told = 0  # likewise, at the last look
         self.watch = Watch(config, trainer.accelerator, signals, trainer.look_every)
         self.fingerprint = from_main(trainer.accelerator, subsets.fingerprint)  # once: it looks at every file
         self.metadata = weight_metadata(config.model, trainer.parts.model, task)
@@ -176,6 +179,7 @@ class Course(Hooks):
         for epoch in range(len(self.rows), self.config.epochs or 1):
             inside = self.trainer.inside
             self.epoch, self._step = epoch, 0 if inside is None else inside.step
+            self._told = self._step
             started = time.monotonic() - (0.0 if inside is None else inside.seconds)
             self.report.start_epoch(epoch)
             trained = self.trainer.train_epoch(epoch, self)
@@ -186,6 +190,9 @@ class Course(Hooks):
                 lr=trained.lr,
                 seconds=time.monotonic() - started,
                 images_per_second=trained.images_per_second,
+                grad_norm=trained.readings.grad_norm,
+                memory_mib=trained.readings.memory_mib,
+                data_wait=trained.readings.data_wait,
             )
             self.trainer.close_epoch()
             better = self.best is None or self._rank(row) > self._rank(self.best)
@@ -195,6 +202,7 @@ class Course(Hooks):
             if (epoch + 1) % self.config.save_every == 0 or epoch + 1 == self.config.epochs:
                 self.save()
             self.report.end_epoch(row, better)
+            self.trackers.epoch(row)
             if time.monotonic() - drawn > DRAW_EVERY:
                 self._draw_curves()
                 drawn = time.monotonic()
@@ -215,8 +223,11 @@ class Course(Hooks):
         self._leave_if_asked(self.watch.after_batch())
 
     def looked(self, step: int, figures: Mapping[str, float], speed: float) -> None:
-        """Move the bar."""
+        """Move the bar, and tell the trackers from time to time."""
         self.report.step(self.epoch, step, figures, speed)
+        if step // self.config.log_every > self._told // self.config.log_every:
+            self.trackers.step(self.epoch, step, figures, self.trainer.lr, speed)
+        self._told = step
 
     def faults(self, found: list[Fault]) -> None:
         """Say which updates were left out; where one is fatal, keep what it was computed from, and raise."""

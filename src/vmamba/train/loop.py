@@ -18,6 +18,7 @@ from vmamba.tasks.protocol import Measurement, Subsets, Task
 from vmamba.train.accelerator import from_main
 from vmamba.train.config import TrainConfig
 from vmamba.train.finetune import freeze_stages, hold_still, init_file, load_init, train_head_only
+from vmamba.train.gauges import Gauges, Readings
 from vmamba.train.guard import Fault, FiniteGuard
 from vmamba.train.optimizer import make_optimizer, make_scheduler
 from vmamba.train.rng import restore_rng_state, rng_state, seed_everything
@@ -33,6 +34,7 @@ class TrainedEpoch:
     figures: Mapping[str, float]
     lr: float
     images_per_second: float
+    readings: Readings
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,14 @@ class Inside:
         step: batches done, up to the epoch's number of them; never within a group of accumulated ones.
         seconds: that they took.
         sums: this process's `RunningSums`.
+        norms: of the gradients, see `Gauges`.
     """
 
     epoch: int
     step: int
     seconds: float
     sums: Tensor
+    norms: Tensor
 
 
 class Hooks:
@@ -110,9 +114,11 @@ class Trainer:
         loader = self._loader(self.samples, self._sampler)
 
         # Copied before accelerate wraps the model's forward.
-        self.ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+        self.ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup) if config.ema_decay else None
         optimizer = make_optimizer(model, config)
         self.model, self.optimizer, self.train_loader = accelerator.prepare(model, optimizer, loader)
+        if config.compile:
+            accelerator.unwrap_model(self.model).compile()  # in place: no prefix on the weights' names
         self.steps_per_epoch = len(self.train_loader)
         self.updates_per_epoch = -(-self.steps_per_epoch // config.grad_accumulation)
         self.scheduler = make_scheduler(self.optimizer, config, self.updates_per_epoch)
@@ -143,6 +149,11 @@ class Trainer:
             generator=torch.Generator().manual_seed(0),
         )
 
+    @property
+    def lr(self) -> float:
+        """As of now; the head's, under layer decay."""
+        return float(max(group["lr"] for group in self.optimizer.param_groups))
+
     def train_epoch(self, epoch: int, hooks: Hooks | None = None) -> TrainedEpoch:
         """Train on every sample once, or on those that are left where `load_state_dict` went into this epoch.
 
@@ -160,9 +171,10 @@ class Trainer:
         sums = RunningSums([metric.name for metric in self.task.running], accelerator.device)
         sums.values += start.sums
         began, unseen = time.perf_counter() - start.seconds, 0
+        gauges = Gauges(accelerator, start.norms)
         group = UpdateGroup(config, self.steps_per_epoch)
         plain = accelerator.unwrap_model(self.model)
-        for step, loaded in enumerate(self._batches_from(start.step), start.step):
+        for step, loaded in enumerate(gauges.watched(self._batches_from(start.step)), start.step):
             if group.begins(step):
                 self.guard.begin(plain)
             update = group.ends(step)
@@ -172,12 +184,13 @@ class Trainer:
                 continue
             group.finish(self.model, accelerator)
             norm = self.updater.clip(self.model, config.clip_grad or 0.0)
+            gauges.norm(norm)
             if accelerator.scaler is None:  # a loss scaler deals with overflow itself
                 self.guard.see(step, "gradient norm", norm)
             self.updates += 1
             self.updater.update(plain, self.updates, self.guard.judge())
             self.scheduler.step_update(self.updates)
-            self.inside = Inside(epoch, step + 1, time.perf_counter() - began, sums.values)
+            self.inside = Inside(epoch, step + 1, time.perf_counter() - began, sums.values, gauges.norms)
             if unseen >= self.look_every or step + 1 == self.steps_per_epoch:
                 unseen = 0
                 self.look(hooks)
@@ -185,9 +198,8 @@ class Trainer:
                 hooks.looked(step + 1, figures, count * accelerator.num_processes / self.inside.seconds)
             hooks.updated(step + 1)
         figures, count = sums.means(accelerator.reduce(sums.values.clone(), "sum"))
-        lr = max(group["lr"] for group in self.optimizer.param_groups)  # the head's, under layer decay
         seconds = self.inside.seconds if self.inside is not None else 0.0
-        return TrainedEpoch(figures, lr, count / max(seconds, 1e-9))
+        return TrainedEpoch(figures, self.lr, count / max(seconds, 1e-9), gauges.read())
 
     def learn(self, step: int, loaded: Any, group: UpdateGroup, sums: RunningSums | None = None) -> Tensor:
         """Forward and backward pass of one batch; returns its loss."""
@@ -211,7 +223,7 @@ class Trainer:
         hold_still(self.parts, config.freeze_stages)
         if self.inside is None or self.inside.epoch != epoch:
             zero = torch.zeros(len(self.task.running) + 1, device=self.accelerator.device)
-            self.inside = Inside(epoch, 0, 0.0, zero)
+            self.inside = Inside(epoch, 0, 0.0, zero, zero.new_zeros(2))
         return self.inside
 
     def _batches_from(self, step: int) -> Iterator[Any]:
@@ -312,7 +324,8 @@ class Trainer:
         if inside is None:
             return None
         sums = gather_object([inside.sums.tolist()])
-        return {"epoch": inside.epoch, "step": inside.step, "seconds": inside.seconds, "sums": sums}
+        norms = inside.norms.tolist()  # the same in every process
+        return {"epoch": inside.epoch, "step": inside.step, "seconds": inside.seconds, "sums": sums, "norms": norms}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` returned, generators included."""
@@ -330,4 +343,5 @@ class Trainer:
         if state.get("inside") is not None:  # older versions saved between epochs only
             inside = dict(state["inside"])
             mine = inside.pop("sums")[self.accelerator.process_index]
-            self.inside = Inside(**inside, sums=torch.tensor(mine, device=self.accelerator.device))
+            sums, norms = (torch.tensor(t, device=self.accelerator.device) for t in (mine, inside.pop("norms")))
+            self.inside = Inside(**inside, sums=sums, norms=norms)

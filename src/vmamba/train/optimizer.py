@@ -1,25 +1,76 @@
-"""How the weights are updated: optimizer and learning-rate schedule, by timm's factories."""
+"""How the weights are updated: AdamW, which parameters decay, and the learning-rate schedule."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vmamba.train.config import TrainConfig
 
+#: The scan's own parameters, by the last part of their names: the state's decay, the step's bias, the skip.
+SSM = ("A_logs", "dt_projs_bias", "Ds")
+
+
+def decays(name: str, parameter: Tensor, decay_ssm: bool = True) -> bool:
+    """Whether weight decay holds for a parameter: upstream's rule (``set_weight_decay`` of its utils/optimizer.py).
+
+    Vectors, biases and ``pos_embed`` are exempt. So ``A_logs`` and ``dt_projs_bias``, which are matrices, decay, and
+    ``Ds``, a vector, does not.
+
+    Args:
+        name: of the parameter, in the model.
+        parameter: itself; on any device, meta too.
+        decay_ssm: without it the scan's own parameters are exempt too.
+    """
+    last = name.rpartition(".")[2]
+    exempt = parameter.ndim <= 1 or name.endswith(".bias") or last == "pos_embed"
+    return not exempt and (decay_ssm or last not in SSM)
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """The parameters that learn, in groups of one weight decay and, under layer decay, one ``lr_scale``.
+
+    Groups and their order are timm's: those without decay first, or in the order of the layers. States of optimizers
+    that were stored rely on it.
+    """
+    weight_decay = config.weight_decay or 0.0
+    groups: dict[object, dict[str, Any]] = {}
+    if config.layer_decay == 1.0:
+        groups = {False: {"params": [], "weight_decay": 0.0}, True: {"params": [], "weight_decay": weight_decay}}
+    for name, parameter, scale in _learning(model, config.layer_decay):
+        decay = weight_decay > 0 and decays(name, parameter, config.decay_ssm)
+        if scale is None:
+            group = groups[decay]
+        else:
+            made = {"lr_scale": scale, "weight_decay": weight_decay if decay else 0.0, "params": []}
+            group = groups.setdefault((scale, decay), made)
+        group["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
+
+
+def _learning(model: nn.Module, layer_decay: float) -> Iterator[tuple[str, nn.Parameter, float | None]]:
+    """Name, parameter, and the factor on its layer's learning rate."""
+    layers: dict[str, int] = {}
+    if layer_decay != 1.0:
+        from timm.models import group_parameters
+
+        layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+    deepest = max(layers.values(), default=0)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            yield name, parameter, layer_decay ** (deepest - layers.get(name, deepest)) if layers else None
+
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW by timm's factory, which leaves vectors and the model's ``no_weight_decay`` parameters undecayed."""
-    from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
-
-    return create_optimizer_v2(
-        model,
-        opt="adamw",
-        lr=config.lr,
-        weight_decay=config.weight_decay or 0.0,
-        layer_decay=None if config.layer_decay == 1.0 else config.layer_decay,
+    """AdamW (betas 0.9 and 0.999); where the parameters lie on a CUDA device, as one kernel for all of them."""
+    assert config.lr is not None, "a configuration whose learning rate follows the batch: for_processes comes first"
+    groups = parameter_groups(model, config)
+    on_cuda = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True if on_cuda else None
     )
 
 
@@ -32,8 +83,8 @@ def make_scheduler(optimizer: Any, config: TrainConfig, updates_per_epoch: int) 
         optimizer,
         sched="cosine",
         num_epochs=epochs - warmup,
-        min_lr=config.min_lr,
-        warmup_lr=(config.lr or 0.0) / 100,
+        min_lr=config.min_lr or 0.0,
+        warmup_lr=(config.lr or 0.0) / 100 if config.warmup_lr is None else config.warmup_lr,
         warmup_epochs=warmup,
         warmup_prefix=True,
         step_on_epochs=False,

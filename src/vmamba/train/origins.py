@@ -7,7 +7,9 @@ from typing import Any
 
 from vmamba.data.preprocessing import Augmentation
 from vmamba.train.config import TrainConfig
+from vmamba.train.filling import rates, recipe_values
 from vmamba.train.recipe import Recipe
+from vmamba.train.recipe_files import recipe_dataset
 from vmamba.train.resume import decided, flat, given_values, resumed_config
 from vmamba.train.run_folder import new_run_folder
 
@@ -34,10 +36,19 @@ def explained(config: TrainConfig) -> tuple[dict[str, Any], dict[str, str]]:
         if config.epochs is not None:
             named["warmup_epochs"] += ", at most a quarter of the epochs"
         named["num_workers"] += ", at most one for each core"
+        if whole.lr is None:
+            now = ", ".join(f"{name} {rate:.3g}" for name, rate in rates(whole, 1).items())
+            named["lr"] = f"by lr_per_1024; in one process {now}"
         origins |= named
+        origins |= dict.fromkeys(recipe_values(config), f"recipe {config.recipe}")
         if config.output is None:
             origins["output"] = f"default: a new folder, now {new_run_folder(whole)}"
         if whole.selective_scan_backend is None:
             origins["selective_scan_backend"] = "default: the fastest that runs"
     origins |= {name: "given" for name, value in given_values(config).items() if value is not None}
+    if config.resume is None and config.recipe is not None:
+        # What the command line takes from the recipe before the data are known, see `recipe_dataset`.
+        own = recipe_dataset(config.recipe)
+        if own == config.data.dataset:
+            origins["data.dataset"] = f"recipe {config.recipe}"
     return values, origins

@@ -1,4 +1,4 @@
-"""Training settings that suit a data set, one file for each under ``recipes/``."""
+"""Training settings that suit a data set, one file for each under ``recipes/datasets/``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def recipe_for(dataset: str) -> Recipe:
     """
     import yaml
 
-    file = files("vmamba.train") / "recipes" / f"{dataset}.yaml"
+    file = files("vmamba.train") / "recipes" / "datasets" / f"{dataset}.yaml"
     if not file.is_file():
         raise ConfigError(f"dataset={dataset!r} has no recipe: {file} is missing; install the package again")
     values = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -97,12 +97,20 @@ class Reporter:
         self.say(
             f"epoch {row.epoch:>{width}}/{self.epochs}  train {_figures(self.task.running, row.train)}"
             f"  val {_figures(self.task.metrics, row.val)}{' *' if best else '  '}"
-            f"  {row.images_per_second:,.0f} img/s  ETA {self.eta(left, self._done)}"
+            f"  {row.images_per_second:,.0f} img/s{_gauges(row)}  ETA {self.eta(left, self._done)}"
         )
 
 
 def _figures(metrics: Sequence[Metric], values: Mapping[str, float]) -> str:
     return " ".join(f"{metric.label} {metric.text(values[metric.name])}" for metric in metrics)
+
+
+def _gauges(row: EpochRow) -> str:
+    """The gradient's norm, the memory, and the wait for data where it is a tenth or more: more workers would help."""
+    said = "" if row.grad_norm is None else f"  grad {row.grad_norm:.2f}"
+    said += "" if row.memory_mib is None else f"  {row.memory_mib / 1024:.1f} GiB"
+    waits = row.data_wait is not None and row.data_wait >= 0.1
+    return f"{said}  {row.data_wait:.0%} waiting for data" if waits else said
 
 
 def _clock(seconds: float) -> str:

@@ -10,23 +10,14 @@ from typing import Any
 from vmamba.errors import ConfigError, DataError
 from vmamba.given import given_fields
 from vmamba.train.config import AUTO, TrainConfig
-from vmamba.train.run_folder import RunFolder, config_from_dict
+from vmamba.train.run_folder import BEFORE, RunFolder, config_from_dict
 
 #: Fields that may differ from the stored run's: they do not decide what the run is.
 FREE = (
-    "epochs",
-    "device",
-    "num_workers",
-    "save_every",
-    "save_every_steps",
-    "save_every_minutes",
-    "keep_last",
-    "log_every",
-    "skip_nonfinite",
-    "selective_scan_backend",
-    "data.data_dir",
-    "data.verify",
-)
+    "epochs", "device", "num_workers", "save_every", "save_every_steps", "save_every_minutes", "keep_last", "log_every",
+    "skip_nonfinite", "selective_scan_backend", "data.data_dir", "data.verify", "checkpointing", "trackers",
+    "process_timeout",
+)  # fmt: skip
 
 
 def decided(given: TrainConfig) -> TrainConfig:
@@ -97,7 +88,7 @@ def check_same_settings(stored: Mapping[str, Any], config: TrainConfig, folder: 
         ConfigError: a deciding field differs; names each.
     """
     now = deciding_settings(config)
-    stored = {**deciding_settings(TrainConfig()), **stored}  # a run of an older version lacks what came since
+    stored = {**deciding_settings(TrainConfig()), **BEFORE, **stored}  # a run of an older version lacks what came since
     differing = [f"{k} was {stored[k]!r}, is {value!r}" for k, value in now.items() if value != stored[k]]
     if differing:
         raise ConfigError(

@@ -10,6 +10,9 @@ from vmamba.tasks.protocol import Task
 
 _CLOCKS = ("lr", "seconds", "images_per_second")
 
+#: Columns that runs of earlier versions do not have: their rows have None there, and empty cells.
+_GAUGES = ("grad_norm", "memory_mib", "data_wait")
+
 
 @dataclass(frozen=True)
 class EpochRow:
@@ -22,6 +25,7 @@ class EpochRow:
         lr: at the epoch's last update.
         seconds: of the whole epoch.
         images_per_second: in training.
+        grad_norm, memory_mib, data_wait: see `vmamba.train.gauges.Readings`.
     """
 
     epoch: int
@@ -30,28 +34,34 @@ class EpochRow:
     lr: float
     seconds: float
     images_per_second: float
+    grad_norm: float | None = None
+    memory_mib: float | None = None
+    data_wait: float | None = None
 
     def flat(self) -> dict[str, Any]:
         """By column, in order; so it stands in ``metrics.csv`` and in ``state.pt``."""
         train = {f"train_{name}": value for name, value in self.train.items()}
         val = {f"val_{name}": value for name, value in self.val.items()}
-        return {"epoch": self.epoch, **train, **val, **{name: getattr(self, name) for name in _CLOCKS}}
+        return {"epoch": self.epoch, **train, **val, **{name: getattr(self, name) for name in (*_CLOCKS, *_GAUGES)}}
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any], task: type[Task] | Task) -> EpochRow:
         """Undo `flat`. Raises KeyError where a figure of the task is missing."""
+        clocks: dict[str, Any] = {name: values[name] for name in _CLOCKS}
+        gauges: dict[str, Any] = {name: values.get(name) for name in _GAUGES}
         return cls(
             epoch=values["epoch"],
             train={metric.name: values[f"train_{metric.name}"] for metric in task.running},
             val={metric.name: values[f"val_{metric.name}"] for metric in task.metrics},
-            **{name: values[name] for name in _CLOCKS},
+            **clocks,
+            **gauges,
         )
 
 
 def columns(task: type[Task] | Task) -> list[str]:
     """The header of ``metrics.csv``."""
     train, val = (f"train_{metric.name}" for metric in task.running), (f"val_{metric.name}" for metric in task.metrics)
-    return ["epoch", *train, *val, *_CLOCKS]
+    return ["epoch", *train, *val, *_CLOCKS, *_GAUGES]
 
 
 def rank(row: EpochRow, task: type[Task] | Task, select_by: str) -> tuple[float, ...]:

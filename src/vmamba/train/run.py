@@ -16,6 +16,7 @@ from vmamba.train.accelerator import accelerator_for, from_main
 from vmamba.train.config import TrainConfig
 from vmamba.train.course import Course, go_on
 from vmamba.train.loop import Trainer
+from vmamba.train.processes import others_answer
 from vmamba.train.report import Reporter
 from vmamba.train.resume import decided, resumed_config
 from vmamba.train.run_folder import RunFolder, new_run_folder
@@ -63,7 +64,7 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
 
     Raises:
         ConfigError, DataError, OutputError, CheckpointError: something given cannot be used; says what would mend it.
-        TrainingError: the loss is no longer finite, or a process that loads images is gone.
+        TrainingError: the loss is no longer finite; a process that loads images, or another one of the run, is gone.
         TrainingStopped: SIGTERM or SIGUSR1 came.
         KeyboardInterrupt: Ctrl-C came; the folder was left in order.
     """
@@ -72,6 +73,7 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
     resuming = config.resume is not None
     config = (resumed_config(config) if resuming else config).resolved()
     with accelerator_for(config) as accelerator:
+        config = config.for_processes(accelerator.num_processes)
         path = _common_path(accelerator, config)
         shown = console if accelerator.is_main_process else None
         if shown is not None:  # before the data, which may take long
@@ -83,11 +85,12 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
         signals = StopSignals()
         course = Course(config, task, subsets, trainer, RunFolder(path), report, signals)
         try:
-            with report:
+            with others_answer(accelerator, path), report:
                 if resuming:
                     course.restore()
                 else:
                     course.begin()
+                course.trackers.start(path, config)
                 with signals:
                     course.train()
                 test = course.finish()
@@ -98,6 +101,8 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
             if "DataLoader worker" not in str(error):
                 raise
             raise TrainingError(_dead_worker(error, path)) from error
+        finally:
+            course.trackers.finish()
         best = course.best
         assert best is not None
         return TrainResult(path, len(course.rows), best.epoch, best.val, test, time.monotonic() - started)

@@ -61,13 +61,17 @@ class RunFolder(SavedStates):
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+#: What held in runs of before there was a field, where its default is another.
+BEFORE: Mapping[str, Any] = {"decay_ssm": False}
+
+
 def config_from_dict(values: Mapping[str, Any], source: str = "the configuration") -> TrainConfig:
-    """Build a `TrainConfig` from what `TrainConfig.to_dict` gives.
+    """Build a `TrainConfig` from what `TrainConfig.to_dict` gives, or an earlier version's.
 
     Raises:
         ConfigError: an unknown field, or a value of another type.
     """
-    checked = typed(TrainConfig, values, source)
+    checked = typed(TrainConfig, {**BEFORE, **values}, source)
     data, augmentation = DataConfig(**checked.pop("data")), Augmentation(**checked.pop("augmentation"))
     return TrainConfig(data=data, augmentation=augmentation, **checked)
 
