@@ -124,11 +124,11 @@ def test_twenty_random_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     done = run_jobs([*jobs, {"words": words(killed, epochs=20)}], tmp_path, 1800)
     reached = [_reached(one) for one in done]
     with capsys.disabled():
-        print(f"\nseed {seed}: the run went on from {', '.join(reached)}; undisturbed it trained {seconds:.0f} s")
+        print(f"\nseed {seed}: the run went on from {', '.join(reached)}; undisturbed it took {seconds:.0f} s")
     assert [one["status"] for one in done] == [-signal.SIGKILL] * 20 + [0], done
     assert_same_run(whole, killed)
 
 
 def _reached(done: Done) -> str:
     lines = [line for line in done["out"].splitlines() if line.startswith("resumed after")]
-    return lines[0].removeprefix("resumed after ").removesuffix(" steps") if lines else "the start"
+    return lines[0].removeprefix("resumed after ").partition(": ")[0] if lines else "the start"

@@ -84,6 +84,7 @@ class Course(Hooks):
         """Create the folder, with a state and weights to load from the start."""
         if self.main:
             create_folder(self.folder.path)
+            self.folder.sweep()
             self.folder.write_config(replace(self.config, output=self.folder.path, resume=None))
         self.save()
         self._introduce("new run")

@@ -50,6 +50,12 @@ class SavedStates(RunFiles):
         names = {entry.name for entry in self.path.iterdir()} - {self.config.name}
         return self.config.is_file() and all(map(_UNFINISHED.fullmatch, names))
 
+    def sweep(self) -> None:
+        """Remove what a process that was killed had not finished writing."""
+        for path in self.path.iterdir():
+            if _UNFINISHED.fullmatch(path.name):
+                path.unlink()
+
     def commit(self, state: Mapping[str, Any], keep: int = 1) -> None:
         """Write ``state.pt`` and put the best weights, if there are new ones, in their place; keep ``keep`` states.
 
@@ -80,9 +86,7 @@ class SavedStates(RunFiles):
         Raises:
             CheckpointError: they are not there.
         """
-        for path in self.path.iterdir():
-            if _UNFINISHED.fullmatch(path.name):
-                path.unlink()
+        self.sweep()
         wanted = state["best_sha256"]
         if wanted is not None and not _is(self.best, wanted):
             earlier = next((path for path in self._earlier(self.best) if _is(path, wanted)), None)
@@ -172,11 +176,14 @@ def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
     try:
         with path.open("wb") as file:
             torch.save(dict(content), file)
-    except RuntimeError as error:  # what torch's writer makes of the file's own error, which it then stumbles over
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__context__
-        raise cause or OSError(errno.EIO, f"torch could not write it ({str(error).splitlines()[0]})") from error
+    except RuntimeError as error:  # of torch's writer, which stumbles over the file's own error when it closes it
+        chain: list[BaseException] = [error]
+        while (before := chain[-1].__context__) is not None:
+            chain.append(before)
+        first = next((link for link in chain if isinstance(link, OSError)), chain[-1])
+        if isinstance(first, RuntimeError) and "inline_container" in str(first):
+            first = OSError(errno.EIO, f"torch could not write it ({str(error).splitlines()[0]})")
+        raise first from error
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
