@@ -1,8 +1,10 @@
 """VMamba: visual state-space models that install with pip, train on any machine, and explain themselves.
 
 This page is the table of contents; `vmamba.scan` has the operators, `vmamba.layers` the layers, `vmamba.models` the
-networks.
+networks. `train`, `evaluate` and `predict` do what the commands of these names do; they are loaded when first used.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from vmamba.errors import (
     BackendError,
@@ -29,6 +31,9 @@ from vmamba.scan import (
 from vmamba.version import __version__
 from vmamba.weights import infer_config, load_weights, read_weights, save_weights
 
+if TYPE_CHECKING:
+    from vmamba.evaluate.door import predict
+
 __all__ = [
     "SS2D",
     "VSSM",
@@ -47,17 +52,41 @@ __all__ = [
     "create_model",
     "cross_merge_fn",
     "cross_scan_fn",
+    "evaluate",
     "infer_config",
     "list_models",
     "load",
     "load_weights",
     "model_config",
     "optimize",
+    "predict",
     "read_weights",
     "recorded_runs",
     "save_weights",
     "selective_scan",
     "selective_scan_fn",
     "ss2d_scan",
+    "train",
     "warm",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What is not needed to use a model: loaded when it is asked for."""
+    if name == "predict":
+        from vmamba.evaluate.door import predict
+
+        return predict
+    if name == "evaluate":  # a package that can be called
+        import vmamba.evaluate as measuring
+
+        return measuring
+    if name == "train":
+        import vmamba.train as training
+
+        return training
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
