@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 WORKERS ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-torch versions lint format types docs native bench sanitize clean
+.PHONY: help demo test test-long test-torch versions lint format types docs native bench sanitize clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,10 @@ EVERY_TORCH := tests/test_every_torch.py tests/test_torch_names.py tests/test_su
 test-torch: ## Test with another torch: make test-torch VERSION=2.11.0 [TESTS=tests/scan] (VERSION=2.6.0: what must work)
 	tools/test_torch.sh $(or $(VERSION),$(OLDEST)) -n $(WORKERS) --maxprocesses 4 --dist worksteal \
 	  $(or $(TESTS),$(if $(filter $(OLDEST),$(or $(VERSION),$(OLDEST))),$(EVERY_TORCH),tests))
+
+# Trees of hundreds of thousands of files and the like: minutes, gigabytes, and figures of this machine.
+test-long: $(VENV)/native.stamp ## Tests that `make test` leaves out, for they take many minutes
+	VMAMBA_TEST_LONG=1 $(BIN)/python -m pytest -s tests/data/test_big_tree.py
 
 versions: $(VENV)/native.stamp ## Test with every torch of docs/versions.md and write its table (an hour on two cores)
 	LOWEST=1 MADE_BY="make versions" tools/test_torch.sh $(OLDEST) $(EVERY_TORCH)

@@ -89,9 +89,10 @@ class DataConfig:
         train_images: Train on this many of the training images, evenly over the classes; by default all.
         seed: Seed of the split into train, validation and test. Apart from the training seed, so that no run's test
             image is another run's training image.
-        unreadable: Whether an image that cannot be decoded stops the run before it starts, or is left out and counted.
-        verify: Whether to decode every file once before anything else. Without it a broken file stops the run when
-            it is met.
+        unreadable: Whether an image that cannot be decoded stops the run, or is left out and counted. One that is met
+            in training only is replaced by the next that can be read, so that batches keep their size.
+        verify: Which files to decode once before anything else, so that broken ones are told at once: all (or true),
+            none (or false), or a sample of 1,000, evenly spread.
     """
 
     given: InitVar[frozenset[str] | None] = field(default=None, kw_only=True)
@@ -102,7 +103,7 @@ class DataConfig:
     train_images: int | None = None
     seed: int = 0
     unreadable: Literal["stop", "skip"] = "stop"
-    verify: bool = True
+    verify: Literal["sample", "all", "none"] | bool = "sample"
 
     def __post_init__(self, given: frozenset[str] | None) -> None:
         if self.dataset not in DATASETS:
@@ -130,8 +131,10 @@ class DataConfig:
             raise ConfigError(f"data seed={self.seed}: want 0 or more")
         if self.unreadable not in ("stop", "skip"):
             raise ConfigError(f"unreadable={self.unreadable!r}: want 'stop' or 'skip'")
-        if self.unreadable == "skip" and not self.verify:
-            raise ConfigError('unreadable="skip" finds broken images by verifying them: leave verify on')
+        if isinstance(self.verify, bool):  # what it was before there were samples
+            object.__setattr__(self, "verify", "all" if self.verify else "none")
+        if self.verify not in ("sample", "all", "none"):
+            raise ConfigError(f"verify={self.verify!r}: want sample, all or none")
 
     @property
     def defaults(self) -> DatasetDefaults:

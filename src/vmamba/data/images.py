@@ -15,6 +15,20 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif
 _MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
 
 
+class UnreadableImageError(DataError):
+    """An image that is missing, not an image, or damaged.
+
+    Attributes:
+        may_skip: whether the user would rather have such images left out.
+    """
+
+    may_skip = False
+
+    def __init__(self, message: str) -> None:
+        # A loader's process sends its mistakes on as the text of a traceback, whose last line is what was said.
+        super().__init__(message.strip().rpartition(f"{type(self).__name__}: ")[2])
+
+
 def mode_of(in_chans: int) -> Literal["L", "RGB"]:
     """The Pillow mode with ``in_chans`` channels.
 
@@ -61,14 +75,14 @@ def read_image(source: Path | IO[bytes], in_chans: int) -> Image.Image:
     """Read one image file, decoded whole, as ``convert`` gives it.
 
     Raises:
-        DataError: the file is missing, not an image, or cut short.
+        UnreadableImageError: the file is missing, not an image, or cut short.
     """
     try:
         with Image.open(source) as image:
             image.load()
             return convert(image, in_chans)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read image {source}: {_reason(error, source)}") from error
+        raise UnreadableImageError(f"cannot read image {source}: {_reason(error, source)}") from error
 
 
 def image_fault(path: Path) -> str | None:

@@ -116,6 +116,9 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> Evaluati
     written = _write(config, evaluation, trained)
     if console is not None:
         show(evaluation, console)
+        if subsets.skipped:
+            said = f"left out {len(subsets.skipped)} unreadable image(s), the first: {subsets.skipped[0]}"
+            console.print(said, soft_wrap=True, markup=False)
         for path in written:
             console.print(f"wrote {path}", soft_wrap=True, markup=False)
     return evaluation

@@ -140,6 +140,7 @@ class _Course:
         self.rows: list[EpochRow] = []
         self.best: EpochRow | None = None
         self.saved = 0  # epochs that the files on disk stand for
+        self.told: set[str] = set()  # damaged files that were reported
         self.fingerprint = from_main(trainer.accelerator, subsets.fingerprint)  # once: it looks at every file
         self.metadata = weight_metadata(config.model, trainer.parts.model, task)
 
@@ -209,8 +210,19 @@ class _Course:
             f"{self.task.summary}, {preprocessing.height}×{preprocessing.width}, "
             f"{self.trainer.accelerator.device}, {precision}"
         )
-        if subsets.skipped:
-            self.report.say(f"left out {len(subsets.skipped)} unreadable image(s), the first: {subsets.skipped[0]}")
+        self._tell_skipped()
+
+    def _tell_skipped(self) -> None:
+        """Say which files were found damaged since the last time, in any of the processes."""
+        from accelerate.utils import gather_object
+
+        if self.config.data.unreadable != "skip":
+            return
+        skipped = list(dict.fromkeys(gather_object(list(self.subsets.skipped))))
+        if new := [name for name in skipped if name not in self.told]:
+            more = f" and {len(new) - 10} more" if len(new) > 10 else ""
+            self.report.say(f"left out {len(skipped)} unreadable image(s); new: {', '.join(new[:10])}{more}")
+            self.told.update(new)
 
     def train(self) -> None:
         """Train the epochs that are still to do."""
@@ -238,6 +250,7 @@ class _Course:
             if (epoch + 1) % self.config.save_every == 0 or epoch + 1 == self.config.epochs:
                 self.save()
             self.report.end_epoch(row, better)
+            self._tell_skipped()
             if time.monotonic() - drawn > DRAW_EVERY:
                 self._draw_curves()
                 drawn = time.monotonic()

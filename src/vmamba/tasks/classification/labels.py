@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from vmamba.data import LabelledImages, Splits
+from vmamba.data.types import Targets
 from vmamba.errors import DataError
 
 
@@ -19,7 +21,7 @@ class RelabelledImages:
     def __init__(self, images: LabelledImages, order: Sequence[int]) -> None:
         self.images = images
         self.order = order
-        self.targets: Sequence[int] = [order[target] for target in images.targets]
+        self.targets: Targets = np.asarray(order)[images.targets]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -27,6 +29,10 @@ class RelabelledImages:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         image, target = self.images[index]
         return image, self.order[target]
+
+    def name(self, index: int) -> str:
+        """The other set's."""
+        return self.images.name(index)
 
     def fingerprint(self) -> str:
         """The set's own, and the order."""

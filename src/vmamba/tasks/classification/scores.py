@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vmamba.data.types import NO_LABEL
+from vmamba.errors import DataError
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -86,7 +89,8 @@ class ScoreCounter:
     def update(self, observation: tuple[Tensor, Tensor]) -> None:
         """Count one batch, as `observe` gives it."""
         logits, labels = (part.detach().cpu() for part in observation)
-        logits = logits.float()
+        seen = labels != NO_LABEL  # the others could not be read
+        logits, labels = logits[seen].float(), labels[seen]
         count = len(self._names)
         self._loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         top = logits.topk(min(5, count), dim=1).indices
@@ -95,9 +99,15 @@ class ScoreCounter:
         self._confusion += torch.bincount(pairs, minlength=count * count).view(count, count)
 
     def measurement(self) -> Scores:
-        """Everything counted so far; needs one image at least."""
+        """Everything counted so far; needs one image at least.
+
+        Raises:
+            DataError: there is none, since none could be read.
+        """
         confusion = self._confusion
         images = int(confusion.sum())
+        if not images:
+            raise DataError("none of the images can be read, so there is nothing to measure")
         hits = confusion.diagonal()
         rows = []
         for name, hit, taken, actual in zip(

@@ -101,7 +101,9 @@ class Classification:
         """Pixels and label of each image."""
         p = self.preprocessing
         return TransformedImages(
-            samples, p.eval_transform() if augmentation is None else p.train_transform(augmentation)
+            samples,
+            p.eval_transform() if augmentation is None else p.train_transform(augmentation),
+            replace=augmentation is not None,
         )
 
     def collate(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
