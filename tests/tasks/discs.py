@@ -106,6 +106,9 @@ class Distances:
     def tables(self, part: str) -> list[str]:
         return [f"the farthest disc of {part}: {max(self.seen):.3f}"]
 
+    def metadata(self) -> dict[str, str]:
+        return {}
+
     def to_dict(self) -> dict[str, Any]:
         return {"samples": self.count, **self.figures}
 

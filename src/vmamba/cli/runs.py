@@ -76,7 +76,7 @@ def _eval_defaults(values: Namespace, given: Namespace) -> dict[str, Any]:
     if own is not None:
         kept = {f"data.{name}": value for name, value in vars(own).items() if name in vars(values.data)}
         if given.get("data.dataset", own.dataset) != own.dataset:
-            del kept["data.data_dir"]
+            del kept["data.data_dir"], kept["data.labels"]
         return kept
     if "data" not in given:
         if not is_released_name(values.weights):

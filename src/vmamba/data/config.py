@@ -93,6 +93,8 @@ class DataConfig:
             in training only is replaced by the next that can be read, so that batches keep their size.
         verify: Which files to decode once before anything else, so that broken ones are told at once: all (or true),
             none (or false), or a sample of 1,000, evenly spread.
+        labels: CSV file that tells the labels of the images in data_dir, instead of their folders' names: columns file
+            and label (several labels: "a;b", or one column of 0 and 1 for each class), and maybe split.
     """
 
     given: InitVar[frozenset[str] | None] = field(default=None, kw_only=True)
@@ -104,6 +106,7 @@ class DataConfig:
     seed: int = 0
     unreadable: Literal["stop", "skip"] = "stop"
     verify: Literal["sample", "all", "none"] | bool = "sample"
+    labels: Path | None = None
 
     def __post_init__(self, given: frozenset[str] | None) -> None:
         if self.dataset not in DATASETS:
@@ -119,6 +122,8 @@ class DataConfig:
                 f'dataset="{self.dataset}" comes with the package and has no data_dir (given {self.data_dir}); '
                 'for your own images give dataset="folder"'
             )
+        if self.labels is not None and self.dataset != "folder":
+            raise ConfigError(f'labels={self.labels}: dataset="{self.dataset}" brings its own; give dataset="folder"')
         if self.image_size is not None and self.defaults.image_size is None:
             raise ConfigError(f'dataset="{self.dataset}" has images of one size only; leave image_size out')
         if self.image_size is not None and self.image_size < 1:

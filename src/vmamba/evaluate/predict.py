@@ -37,6 +37,8 @@ class PredictConfig:
         weights: Run folder (its best weights), a weight file that a run wrote, an ONNX file of `vmamba export`, or a
             model's name or upstream's own file for released weights.
         topk: Classes shown for each image, likeliest first.
+        threshold: Probability from which on a label holds, of models with several labels an image; by default each
+            label's own, found on the validation images.
         output: Folder for contact_sheet.png and predictions.json.
         json: Another file for the JSON.
         features: An .npz file for what the model's head sees of each image: float32 features (N, c), names (N,).
@@ -51,6 +53,7 @@ class PredictConfig:
     paths: tuple[Path, ...]
     weights: Path
     topk: int = 5
+    threshold: float | None = None
     output: Path = Path("predictions")
     json: Path | None = None
     features: Path | None = None
@@ -64,6 +67,8 @@ class PredictConfig:
         for name, least in (("topk", 1), ("batch_size", 1), ("sheet", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}={getattr(self, name)}: want a whole number, {least} or more")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ConfigError(f"threshold={self.threshold}: a probability, want 0 to 1")
         if not self.paths:
             raise ConfigError("no image or folder given")
         if self.features is not None:

@@ -256,7 +256,9 @@ class _Course:
                 drawn = time.monotonic()
 
     def _validated(self, epoch: int) -> dict[str, float]:
-        measured = self.trainer.evaluate(self.subsets.val).figures
+        measurement = self.trainer.evaluate(self.subsets.val)
+        self.metadata.update(measurement.metadata())
+        measured = measurement.figures
         figures = {metric.name: measured[metric.name] for metric in self.task.metrics}
         for name, value in figures.items():
             if not math.isfinite(value):

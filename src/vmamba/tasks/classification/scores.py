@@ -56,11 +56,22 @@ class Scores:
     @property
     def figures(self) -> dict[str, float]:
         """What epochs are chosen by."""
-        return {"loss": self.loss, "accuracy": self.top1}
+        return {"loss": self.loss, "accuracy": self.top1, "macro_f1": self.macro_f1}
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean of the F1 of all classes that occur, among labels or among answers."""
+        seen = [row.f1 for row, column in zip(self.classes, zip(*self.confusion, strict=True), strict=True)
+                if row.images or any(column)]  # fmt: skip
+        return sum(seen) / len(seen)
+
+    def metadata(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
 
     def summary(self) -> str:
         """The figures over all classes."""
-        return f"top-1 {self.top1:.2%}   top-5 {self.top5:.2%}   loss {self.loss:.4f}"
+        return f"top-1 {self.top1:.2%}   top-5 {self.top5:.2%}   macro-F1 {self.macro_f1:.2%}   loss {self.loss:.4f}"
 
     def tables(self, part: str) -> Iterable[RenderableType]:
         """A row for each class, and the commonest confusions."""
@@ -69,8 +80,8 @@ class Scores:
         return score_tables(self, part)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field."""
-        return asdict(self)
+        """Every field, and the macro-F1."""
+        return asdict(self) | {"macro_f1": self.macro_f1}
 
 
 class ScoreCounter:
