@@ -206,6 +206,9 @@ class DiscTask:
     def answers(self, outputs: Tensor, paths: Sequence[Path], settings: Any) -> list[PlaceAnswer]:
         return [PlaceAnswer(path, (x, y)) for path, (x, y) in zip(paths, outputs.tolist(), strict=True)]
 
+    def recall(self, values: Mapping[str, Any]) -> PlaceAnswer:
+        return PlaceAnswer(Path(values["path"]), tuple(values["place"]))
+
     def print_answers(self, answers: Sequence[PlaceAnswer], console: Any) -> None:
         for answer in answers:
             console.print(f"{answer.path.name} at {answer.place[0]:.2f}, {answer.place[1]:.2f}")

@@ -335,6 +335,9 @@ class Task(Protocol):
     def answers(self, outputs: Any, paths: Sequence[Path], settings: AnswerSettings) -> Sequence[Answer]:
         """What the outputs say about each file."""
 
+    def recall(self, values: Mapping[str, Any]) -> Answer:
+        """An answer from what its `Answer.to_dict` gave, perhaps in another process."""
+
     def print_answers(self, answers: Sequence[Any], console: Console) -> None:
         """Show answers on the terminal."""
 

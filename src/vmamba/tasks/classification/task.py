@@ -90,6 +90,10 @@ class Classification(ImageLabels):
             )
         return predictions(outputs, paths, self.classes, self.ids, settings)
 
+    def recall(self, values: Mapping[str, Any]) -> Prediction:
+        """Undo `Prediction.to_dict`."""
+        return Prediction.from_dict(values)
+
     def print_answers(self, answers: Sequence[Prediction], console: Console) -> None:
         """Bars for each image's classes."""
         from vmamba.tasks.classification.report import report

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,11 @@ class Labels(Prediction):
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {**super().to_dict(), "labels": list(self.labels)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Labels:
+        """Undo `to_dict`, which rounds probabilities."""
+        return super().from_dict({**values, "labels": tuple(values["labels"])})
 
 
 def label_predictions(

@@ -104,6 +104,10 @@ class MultiLabel(ImageLabels):
         """The labels of each image, and its likeliest classes."""
         return label_predictions(outputs, paths, self.classes, self._thresholds, settings)
 
+    def recall(self, values: Mapping[str, Any]) -> Labels:
+        """Undo `Labels.to_dict`."""
+        return Labels.from_dict(values)
+
     def print_answers(self, answers: Sequence[Labels], console: Console) -> None:
         """Bars for each image's likeliest classes, then how many labels hold."""
         from vmamba.tasks.classification.report import report
