@@ -63,7 +63,7 @@ def _eval_options(parser: CommandParser) -> None:
     add_paths(parser, "weights", "RUN_OR_FILE", "Run folder, weight file, ONNX file, or a model's name.")
     parser.add_group(EvaluateConfig, skip={"weights", "data"})
     # Size and channels are what the weights were trained with.
-    parser.add_group(DataConfig, "data", skip={"image_size", "in_chans"})
+    parser.add_group(DataConfig, "data", skip={"image_size", "in_chans", "full_depth", "mean", "std"})
 
 
 def _eval_defaults(values: Namespace, given: Namespace) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -85,7 +85,7 @@ class DataConfig:
         dataset: digits, fashion-mnist, folder (any tree of class folders) or marks (generated, needs long range).
         data_dir: Where the images lie; needed by folder, optional for fashion-mnist.
         image_size: Side of the square that the model sees, pixels; by default the data set's own.
-        in_chans: 1 (grey) or 3 (RGB); by default the data set's own.
+        in_chans: 1 (grey) or 3 (RGB), or with full_depth any number; by default the data set's own.
         train_images: Train on this many of the training images, evenly over the classes; by default all.
         seed: Seed of the split into train, validation and test. Apart from the training seed, so that no run's test
             image is another run's training image.
@@ -95,6 +95,10 @@ class DataConfig:
             none (or false), or a sample of 1,000, evenly spread.
         labels: CSV file that tells the labels of the images in data_dir, instead of their folders' names: columns file
             and label (several labels: "a;b", or one column of 0 and 1 for each class), and maybe split.
+        full_depth: Whether to read a folder's images as arrays of any number of channels and with their whole depth:
+            .npy files, TIFFs whose pages are channels, 16 bits. Taken for granted where in_chans is neither 1 nor 3.
+        mean: Subtracted from each channel; with full_depth by default measured on 500 training images.
+        std: Divided by, for each channel; as mean.
     """
 
     given: InitVar[frozenset[str] | None] = field(default=None, kw_only=True)
@@ -107,6 +111,9 @@ class DataConfig:
     unreadable: Literal["stop", "skip"] = "stop"
     verify: Literal["sample", "all", "none"] | bool = "sample"
     labels: Path | None = None
+    full_depth: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def __post_init__(self, given: frozenset[str] | None) -> None:
         if self.dataset not in DATASETS:
@@ -128,8 +135,14 @@ class DataConfig:
             raise ConfigError(f'dataset="{self.dataset}" has images of one size only; leave image_size out')
         if self.image_size is not None and self.image_size < 1:
             raise ConfigError(f"image_size={self.image_size}: want a number of pixels, 1 or more")
-        if self.in_chans is not None:
+        if self.in_chans not in (None, 1, 3) and self.dataset == "folder" and (self.in_chans or 0) > 0:
+            object.__setattr__(self, "full_depth", True)
+        if self.full_depth and self.dataset != "folder":
+            raise ConfigError(f'full_depth is for dataset="folder"; "{self.dataset}" has 8 bits')
+        if self.in_chans is not None and not self.full_depth:
             mode_of(self.in_chans)
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError(f"mean={self.mean} and std={self.std}: give both, or neither")
         if self.train_images is not None and self.train_images < 1:
             raise ConfigError(f"train_images={self.train_images}: want a number of images, 1 or more")
         if self.seed < 0:
@@ -143,18 +156,34 @@ class DataConfig:
 
     @property
     def defaults(self) -> DatasetDefaults:
-        """The data set's row of the table."""
-        return DATASETS[self.dataset]
+        """The data set's row of the table; changes of colour suit 8 bits alone."""
+        row = DATASETS[self.dataset]
+        return replace(row, augmentation=replace(row.augmentation, color_jitter=0.0)) if self.full_depth else row
 
 
-def preprocessing_for(config: DataConfig, fixed_size: tuple[int, int] | None = None) -> Preprocessing:
+def preprocessing_for(
+    config: DataConfig,
+    fixed_size: tuple[int, int] | None = None,
+    measured: Callable[[], tuple[tuple[float, ...], tuple[float, ...]]] | None = None,
+) -> Preprocessing:
     """The data set's preprocessing, with what ``config`` asks for instead.
 
-    ``fixed_size``, height and width, is for a data set without an image size of its own in the table.
+    Args:
+        config: which.
+        fixed_size: height and width of a data set without an image size of its own in the table.
+        measured: gives mean and deviation of images of full depth, where ``config`` does not.
     """
     row = config.defaults
     size = config.image_size or row.image_size or fixed_size
     assert size is not None
+    if config.full_depth:
+        channels = config.in_chans or row.in_chans
+        if config.mean is not None and config.std is not None:
+            mean, std = config.mean, config.std
+        else:
+            assert measured is not None
+            mean, std = measured()
+        return Preprocessing(size, channels, mean, std, row.interpolation, row.crop_pct, full_depth=True)
     preprocessing = Preprocessing(
         size, row.in_chans, row.mean, row.std, interpolation=row.interpolation, crop_pct=row.crop_pct
     )
@@ -164,4 +193,6 @@ def preprocessing_for(config: DataConfig, fixed_size: tuple[int, int] | None = N
             return values * 3 if config.in_chans == 3 else (round(sum(values) / len(values), 4),)
 
         preprocessing = replace(preprocessing, in_chans=config.in_chans, mean=adapt(row.mean), std=adapt(row.std))
+    if config.mean is not None and config.std is not None:
+        preprocessing = replace(preprocessing, mean=config.mean, std=config.std)
     return preprocessing

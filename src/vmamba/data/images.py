@@ -36,7 +36,10 @@ def mode_of(in_chans: int) -> Literal["L", "RGB"]:
         ConfigError: ``in_chans`` is neither 1 (grey) nor 3 (RGB).
     """
     if in_chans not in _MODES:
-        raise ConfigError(f"in_chans={in_chans}: images are read with 1 channel (grey) or 3 (RGB)")
+        raise ConfigError(
+            f"in_chans={in_chans}: images are read with 1 channel (grey) or 3 (RGB); arrays with more are for data of "
+            "full_depth"
+        )
     return _MODES[in_chans]
 
 
@@ -82,7 +85,7 @@ def read_image(source: Path | IO[bytes], in_chans: int) -> Image.Image:
             image.load()
             return convert(image, in_chans)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(f"cannot read image {source}: {_reason(error, source)}") from error
+        raise UnreadableImageError(f"cannot read image {source}: {reason_for(error, source)}") from error
 
 
 def image_fault(path: Path) -> str | None:
@@ -92,11 +95,12 @@ def image_fault(path: Path) -> str | None:
             image.draft(None, (32, 32))
             image.load()
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        return _reason(error, path)
+        return reason_for(error, path)
     return None
 
 
-def _reason(error: BaseException, source: object) -> str:
+def reason_for(error: BaseException, source: object) -> str:
+    """Why a file could not be read, in a few words without its name."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, UnidentifiedImageError):

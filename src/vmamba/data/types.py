@@ -27,8 +27,10 @@ Targets = npt.NDArray[np.integer[Any]]
 
 
 class LabelledImages(Protocol):
-    """A map-style data set of ``(image, label)``: a class index, or for several labels ``(classes,)`` of 0 and 1.
+    """A map-style data set of ``(image, label)``.
 
+    An image is a PIL image, or of full depth an array ``(in_chans, H, W)``; a label a class index, or of several
+    ``(classes,)`` of 0 and 1.
     Reading one that is damaged raises `UnreadableImageError`.
     """
 
@@ -38,7 +40,7 @@ class LabelledImages(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, Any]: ...
+    def __getitem__(self, index: int) -> tuple[Any, Any]: ...
 
     def name(self, index: int) -> str:
         """What messages call an image: its file, or its place."""
@@ -88,7 +90,7 @@ class SelectedImages:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         return self.images[int(self.indices[index])]
 
     def name(self, index: int) -> str:
@@ -125,7 +127,7 @@ class TransformedImages(Dataset[tuple[Tensor, Any]]):
         image, target = self._read(index)
         return self.transform(image), target
 
-    def _read(self, index: int) -> tuple[Image.Image, Any]:
+    def _read(self, index: int) -> tuple[Any, Any]:
         for step in range(min(len(self), MOST_SKIPPED)):
             try:
                 image, target = self.images[(index + step) % len(self)]

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vmamba.data import IMAGE_SUFFIXES
+from vmamba.data.arrays import ARRAY_SUFFIXES
 from vmamba.errors import ConfigError, DataError
 from vmamba.evaluate.features import watch_head, write_features
 from vmamba.evaluate.journal import Journal, Record
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 SHEET_NAME = "contact_sheet.png"
 JSON_NAME = "predictions.json"
+
+ALL_SUFFIXES = IMAGE_SUFFIXES + ARRAY_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,10 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[Answe
 
 
 def _predict(config: PredictConfig, console: Console | None, group: Processes) -> list[Answer]:
-    files = group.from_main(lambda: find_images(config.paths))  # before weights are downloaded
+    files = group.from_main(lambda: find_images(config.paths, ALL_SUFFIXES))  # before weights are downloaded
     trained, device = group.main_first(lambda: open_trained(config.weights, config.device))
+    if not trained.preprocessing.full_depth and any(path.suffix.lower() in ARRAY_SUFFIXES for path in files):
+        files = group.from_main(lambda: find_images(config.paths))
     trained.model.to(group.device(device))
     journal = Journal(config.output, _asked(config, files, trained))
     records = group.from_main(journal.resume) if config.resume else []
@@ -224,7 +229,7 @@ class _Inputs(Dataset[_Item]):
             return index, None, str(error)
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
+def find_images(paths: Sequence[Path], suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
     """The files among ``paths`` and the images inside its folders, hidden ones apart, folders in sorted order.
 
     Raises:
@@ -233,9 +238,9 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(_walk(path))
+            inside = sorted(_walk(path, suffixes))
             if not inside:
-                raise DataError(f"no images in {path}: no file in it ends in {', '.join(IMAGE_SUFFIXES)}")
+                raise DataError(f"no images in {path}: no file in it ends in {', '.join(suffixes)}")
             found += inside
         elif path.exists():
             found.append(path)
@@ -244,14 +249,14 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise DataError(f"cannot list {error.filename}: {error.strerror}") from error
 
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(suffixes) and not name.startswith("."):
                 yield Path(place) / name
 
 

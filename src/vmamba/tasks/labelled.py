@@ -23,6 +23,7 @@ from vmamba.data import (
     load_splits,
     read_image,
 )
+from vmamba.data.arrays import read_pixels
 from vmamba.tasks.classification.labels import in_order
 from vmamba.tasks.protocol import ModelParts, Settings
 from vmamba.tasks.vssm_models import build_vssm, check_image_size, vssm_from_metadata, vssm_metadata, vssm_parts
@@ -64,7 +65,11 @@ class ImageLabels:
 
     def reload(self, data: DataConfig, weights: Path) -> Splits:
         """Images with the model's channels, labelled in the order of its logits."""
-        splits = load_splits(replace(data, in_chans=self.preprocessing.in_chans))
+        p = self.preprocessing
+        data = replace(data, in_chans=p.in_chans, full_depth=p.full_depth)
+        if p.full_depth:  # what was measured then holds
+            data = replace(data, mean=p.mean, std=p.std)
+        splits = load_splits(data)
         return in_order(splits, self.classes, self.ids, weights)
 
     def dataset(self, samples: LabelledImages, augmentation: Augmentation | None = None) -> TransformedImages:
@@ -114,7 +119,8 @@ class ImageLabels:
 
     def read(self, path: Path) -> Tensor:
         """Pixels ``(in_chans, H, W)``."""
-        return self._transform(read_image(path, self.preprocessing.in_chans))
+        read = read_pixels if self.preprocessing.full_depth else read_image
+        return self._transform(read(path, self.preprocessing.in_chans))
 
     @cached_property
     def _transform(self) -> ImageTransform:

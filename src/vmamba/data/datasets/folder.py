@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from vmamba.data.config import DataConfig, preprocessing_for
-from vmamba.data.file_images import FileImages, find_faults
+from vmamba.data.file_images import FileImages, fault_finder, find_faults, measured_channels, suffixes_for
 from vmamba.data.files import FileList, image_names, list_folders, visible
-from vmamba.data.images import IMAGE_SUFFIXES, mode_of
+from vmamba.data.images import IMAGE_SUFFIXES
 from vmamba.data.splits import FRACTIONS, stratified_split
 from vmamba.data.types import Splits
 from vmamba.errors import DataError
@@ -32,7 +32,6 @@ def load(config: DataConfig) -> Splits:
         raise DataError(f"data_dir {root} {'is a file, not a directory' if root.exists() else 'does not exist'}")
     faults: list[str] = []
     in_chans = config.in_chans or config.defaults.in_chans
-    mode_of(in_chans)
 
     def read(place: Path) -> tuple[FileImages, tuple[str, ...]]:
         images, classes, bad = _read_tree(root, place, in_chans, config)
@@ -68,7 +67,8 @@ def _splits(
     test: FileImages | None,
 ) -> Splits:
     logs = tuple(part.faults for part in (train, val, test) if part is not None)
-    return Splits(train, val, test, classes, preprocessing_for(config), tuple(left_out), logs)
+    preprocessing = preprocessing_for(config, measured=lambda: measured_channels(train))
+    return Splits(train, val, test, classes, preprocessing, tuple(left_out), logs)
 
 
 def _split(images: FileImages, fractions: Sequence[float], classes: Sequence[str], seed: int) -> tuple[FileImages, ...]:
@@ -95,13 +95,13 @@ def _read_tree(
     try:
         classes = tuple(entry.name for entry in visible(place) if entry.is_dir())
         under = "" if place == root else f"{place.name}/"
-        files, counts = list_folders(root, [under + name for name in classes])
+        files, counts = list_folders(root, [under + name for name in classes], suffixes_for(config))
         _check_classes(place, classes, dict(zip(classes, counts.tolist(), strict=True)))
     except OSError as error:
         raise DataError(f"cannot list {place}: {error}") from error
 
     targets = np.repeat(np.arange(len(classes)), counts)
-    faults = find_faults(files, str(config.verify))
+    faults = find_faults(files, str(config.verify), fault_finder(config))
     if faults and config.unreadable == "stop":
         raise DataError(_refusal(files, faults))
     good = np.setdiff1d(np.arange(len(files)), list(faults))
@@ -109,7 +109,7 @@ def _read_tree(
     for name, count in zip(classes, left, strict=True):
         if not count:
             raise DataError(f"class folder '{name}' in {place} has no readable image")
-    images = FileImages(files.take(good), targets[good], in_chans, config.unreadable == "skip")
+    images = FileImages(files.take(good), targets[good], in_chans, config.unreadable == "skip", config.full_depth)
     return images, classes, [str(files[index]) for index in faults]
 
 

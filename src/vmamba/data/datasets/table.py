@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vmamba.data.config import DataConfig, preprocessing_for
-from vmamba.data.file_images import FileImages, find_faults
+from vmamba.data.file_images import FileImages, fault_finder, find_faults, measured_channels
 from vmamba.data.files import FileList
 from vmamba.data.splits import FRACTIONS, stratified_split
 from vmamba.data.types import Splits
@@ -63,7 +63,7 @@ def load(config: DataConfig) -> Splits:
         raise DataError(f"data_dir {root} {'is a file, not a directory' if root.exists() else 'does not exist'}")
     table = read_table(place)
     files = FileList.of(root, (name.encode("utf-8", "surrogateescape") for name in table.files))
-    faults = find_faults(files, str(config.verify))
+    faults = find_faults(files, str(config.verify), fault_finder(config))
     if faults and config.unreadable == "stop":
         index, why = next(iter(faults.items()))
         raise DataError(
@@ -72,14 +72,16 @@ def load(config: DataConfig) -> Splits:
         )
     good = np.setdiff1d(np.arange(len(files)), list(faults))
     skip = config.unreadable == "skip"
-    images = FileImages(files.take(good), table.targets[good], config.in_chans or config.defaults.in_chans, skip)
+    in_chans = config.in_chans or config.defaults.in_chans
+    images = FileImages(files.take(good), table.targets[good], in_chans, skip, config.full_depth)
     parts = _divide(images, [table.parts[index] for index in good] if table.parts else [], config.seed, place)
     train, val, test = (None if part is None else images.subset(part) for part in parts)
     if train is None or val is None:
         raise DataError(f"{place} has no image to train on: its split column says {sorted(set(table.parts))}")
     logs = tuple(part.faults for part in (train, val, test) if part is not None)
     left_out = tuple(str(files[index]) for index in faults)
-    return Splits(train, val, test, table.classes, preprocessing_for(config), left_out, logs)
+    preprocessing = preprocessing_for(config, measured=lambda: measured_channels(train))
+    return Splits(train, val, test, table.classes, preprocessing, left_out, logs)
 
 
 _Part = npt.NDArray[np.int64]
