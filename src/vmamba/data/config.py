@@ -63,6 +63,18 @@ DATASETS: Mapping[str, DatasetDefaults] = {
         needs_dir=True,
         in_memory=False,
     ),
+    "shards": DatasetDefaults(
+        summary="train-*.tar, val-*.tar and maybe test-*.tar with KEY.jpg and KEY.cls or KEY.json, as webdataset's",
+        image_size=224,
+        in_chans=3,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        interpolation="bicubic",
+        crop_pct=0.875,
+        augmentation=Augmentation((0.35, 1.0), (0.75, 4 / 3), 0.5, 0.4, "none", 0.0),
+        needs_dir=True,
+        in_memory=False,
+    ),
     "marks": DatasetDefaults(
         summary="generated: do the marks at both ends of a wide, noisy image share a colour?",
         image_size=None,
@@ -82,8 +94,9 @@ class DataConfig:
     """Which images to use and how to read them.
 
     Attributes:
-        dataset: digits, fashion-mnist, folder (any tree of class folders) or marks (generated, needs long range).
-        data_dir: Where the images lie; needed by folder, optional for fashion-mnist.
+        dataset: digits, fashion-mnist, folder (any tree of class folders), shards (tar archives) or marks (generated,
+            needs long range).
+        data_dir: Where the images lie; needed by folder and shards, optional for fashion-mnist.
         image_size: Side of the square that the model sees, pixels; by default the data set's own.
         in_chans: 1 (grey) or 3 (RGB), or with full_depth any number; by default the data set's own.
         train_images: Train on this many of the training images, evenly over the classes; by default all.
@@ -123,7 +136,8 @@ class DataConfig:
                 hint = nearest(self.dataset, DATASETS)
             raise ConfigError(f"dataset={self.dataset!r} is unknown; legal: {', '.join(DATASETS)}{hint}")
         if self.data_dir is None and self.defaults.needs_dir:
-            raise ConfigError(f'dataset="{self.dataset}" needs data_dir: the directory that holds the class folders')
+            what = "archives" if self.dataset == "shards" else "class folders"
+            raise ConfigError(f'dataset="{self.dataset}" needs data_dir: the directory that holds the {what}')
         if self.data_dir is not None and self.dataset in ("digits", "marks"):
             raise ConfigError(
                 f'dataset="{self.dataset}" comes with the package and has no data_dir (given {self.data_dir}); '

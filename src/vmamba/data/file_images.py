@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,7 +75,7 @@ class FileImages:
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         try:
-            image = (read_pixels if self.full_depth else read_image)(self.files[index], self.in_chans)
+            image = self._image(index)
         except UnreadableImageError as error:
             if self.skip:
                 self.faults.note(index)
@@ -85,6 +84,15 @@ class FileImages:
             raise UnreadableImageError(f"{error}; leave such images out with unreadable=skip") from error
         target = self.targets[index]
         return image, int(target) if target.ndim == 0 else target
+
+    def _image(self, index: int) -> Any:
+        if self.full_depth:
+            return read_pixels(self.files[index], self.in_chans)
+        try:
+            source = self.files.source(index)
+        except OSError as error:
+            raise UnreadableImageError(f"cannot read image {self.files[index]}: {error}") from error
+        return read_image(source, self.in_chans, str(self.files[index]))
 
     def name(self, index: int) -> str:
         """The file."""
@@ -105,7 +113,7 @@ def measured_channels(images: FileImages) -> tuple[tuple[float, ...], tuple[floa
     return channel_statistics(paths, images.in_chans)
 
 
-def find_faults(files: FileList, verify: str, fault_of: Callable[[Path], str | None] = image_fault) -> dict[int, str]:
+def find_faults(files: FileList, verify: str, fault_of: Callable[[Any], str | None] = image_fault) -> dict[int, str]:
     """Decode all files, a sample of them or none; why those that cannot be decoded cannot, by their place.
 
     Args:
@@ -121,7 +129,7 @@ def find_faults(files: FileList, verify: str, fault_of: Callable[[Path], str | N
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(chosen), _BLOCK):  # a pool keeps an object for each file that waits
             block = chosen[start : start + _BLOCK]
-            why = pool.map(lambda index: fault_of(files[index]), block)
+            why = pool.map(lambda index: fault_of(files.source(index)), block)
             faults |= {index: fault for index, fault in zip(block, why, strict=True) if fault is not None}
     return faults
 
@@ -131,7 +139,7 @@ def suffixes_for(config: DataConfig) -> tuple[str, ...]:
     return IMAGE_SUFFIXES + (ARRAY_SUFFIXES if config.full_depth else ())
 
 
-def fault_finder(config: DataConfig) -> Callable[[Path], str | None]:
+def fault_finder(config: DataConfig) -> Callable[[Any], str | None]:
     """What tells why a file of a configuration's images cannot be read."""
     if not config.full_depth:
         return image_fault

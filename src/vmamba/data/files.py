@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,17 @@ class FileList:
     def __getitem__(self, index: int) -> Path:
         return self.root / os.fsdecode(self.name(index))
 
+    def source(self, index: int) -> Any:
+        """What to read a file from: its path, or a stream of its bytes."""
+        return self[index]
+
+    def size(self, index: int) -> int:
+        """A file's size in bytes; −1 if it is not there."""
+        try:
+            return self[index].stat().st_size
+        except OSError:
+            return -1
+
     def take(self, indices: npt.NDArray[np.int64]) -> FileList:
         """The files at ``indices``, in that order; the names are not copied."""
         return FileList(self.root, self._text, self._starts[indices], self._ends[indices])
@@ -73,17 +85,10 @@ class FileList:
         for index, target in enumerate(targets):
             size = b""
             if index in measured:
-                size = str(_size(self[index])).encode()
+                size = str(self.size(index)).encode()
             label = str(int(target)).encode() if target.ndim == 0 else target.tobytes()
             digest.update(self.name(index) + b"\0" + size + b"\0" + label + b"\n")
         return digest.hexdigest()[:16]
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
 
 
 def spread(length: int, count: int) -> npt.NDArray[np.int64]:

@@ -8,6 +8,7 @@ from typing import IO, Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vmamba.data.tar_index import member
 from vmamba.errors import ConfigError, DataError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -74,22 +75,27 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
 
 
-def read_image(source: Path | IO[bytes], in_chans: int) -> Image.Image:
+def read_image(source: Path | IO[bytes], in_chans: int, name: str = "") -> Image.Image:
     """Read one image file, decoded whole, as ``convert`` gives it.
+
+    Args:
+        source: its path, which may be ``ARCHIVE.tar/NAME``, or a stream.
+        in_chans: 1 (grey) or 3 (RGB).
+        name: what messages call it; by default its path.
 
     Raises:
         UnreadableImageError: the file is missing, not an image, or cut short.
     """
     try:
-        with Image.open(source) as image:
+        with Image.open(member(source) if isinstance(source, Path) else source) as image:
             image.load()
             return convert(image, in_chans)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(f"cannot read image {source}: {reason_for(error, source)}") from error
+        raise UnreadableImageError(f"cannot read image {name or source}: {reason_for(error, source)}") from error
 
 
-def image_fault(path: Path) -> str | None:
-    """Decode ``path`` and return why that fails, or None. A JPEG is decoded small, which still reads all of it."""
+def image_fault(path: Path | IO[bytes]) -> str | None:
+    """Decode a file or stream and return why that fails, or None. A JPEG is decoded small, which reads all of it."""
     try:
         with Image.open(path) as image:
             image.draft(None, (32, 32))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from vmamba.data.config import DataConfig
-from vmamba.data.datasets import digits, fashion_mnist, folder, marks, table
+from vmamba.data.datasets import digits, fashion_mnist, folder, marks, shards, table
 from vmamba.data.splits import balanced_sample
 from vmamba.data.types import SelectedImages, Splits
 from vmamba.errors import DataError
@@ -25,6 +25,7 @@ def load_splits(config: DataConfig) -> Splits:
         "fashion-mnist": fashion_mnist.load,
         "folder": folder.load,
         "marks": marks.load,
+        "shards": shards.load,
     }
     splits = (table.load if config.labels is not None else loaders[config.dataset])(config)
     if config.train_images is None:

@@ -135,7 +135,7 @@ def _evaluate(config: EvaluateConfig, console: Console | None, group: Processes)
 def _default_split(trained: Trained, data: DataConfig, subsets: Subsets) -> Literal["val", "test", "all"]:
     if not trained.released or data.data_dir is None:
         return "test"
-    if not (data.data_dir / "train").is_dir():
+    if data.dataset == "folder" and data.labels is None and not (data.data_dir / "train").is_dir():
         return "all"
     return "val" if subsets.test is None else "test"
 

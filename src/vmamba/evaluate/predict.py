@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vmamba.data import IMAGE_SUFFIXES
 from vmamba.data.arrays import ARRAY_SUFFIXES
+from vmamba.data.tar_index import index_tar
 from vmamba.errors import ConfigError, DataError
 from vmamba.evaluate.features import watch_head, write_features
 from vmamba.evaluate.journal import Journal, Record
@@ -40,7 +41,7 @@ class PredictConfig:
     """Which images to ask about, with what, and where the answers go.
 
     Attributes:
-        paths: Image files, and folders that are searched through and through.
+        paths: Image files, tar archives of such, and folders that are searched through and through.
         weights: Run folder (its best weights), a weight file that a run wrote, an ONNX file of `vmamba export`, or a
             model's name or upstream's own file for released weights.
         topk: Classes shown for each image, likeliest first.
@@ -230,7 +231,7 @@ class _Inputs(Dataset[_Item]):
 
 
 def find_images(paths: Sequence[Path], suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
-    """The files among ``paths`` and the images inside its folders, hidden ones apart, folders in sorted order.
+    """The files among ``paths`` and the images in its folders and tar archives, hidden ones apart; folders are sorted.
 
     Raises:
         DataError: a path does not exist, or a folder holds no image.
@@ -239,6 +240,11 @@ def find_images(paths: Sequence[Path], suffixes: tuple[str, ...] = IMAGE_SUFFIXE
     for path in paths:
         if path.is_dir():
             inside = sorted(_walk(path, suffixes))
+            if not inside:
+                raise DataError(f"no images in {path}: no file in it ends in {', '.join(suffixes)}")
+            found += inside
+        elif path.suffix.lower() == ".tar" and path.is_file():
+            inside = [path / name for name in index_tar(path) if name.lower().endswith(suffixes)]
             if not inside:
                 raise DataError(f"no images in {path}: no file in it ends in {', '.join(suffixes)}")
             found += inside
