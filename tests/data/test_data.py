@@ -236,7 +236,7 @@ def test_channels_can_be_changed() -> None:
         ({"in_chans": 2}, "in_chans=2"),
         ({"seed": -1}, "seed=-1"),
         ({"unreadable": "ignore"}, "want 'stop' or 'skip'"),
-        ({"unreadable": "skip", "verify": False}, "leave verify on"),
+        ({"verify": "some"}, "verify='some': want sample, all or none"),
     ],
 )
 def test_data_config_refuses(fields: dict[str, object], words: str) -> None:

@@ -52,7 +52,7 @@ def loud_training(images: str, run: str, init: str) -> None:
         return call
 
     for place, name in (
-        (folder, "load"), (folder, "_faults"), (folder.FileImages, "fingerprint"), (finetune, "init_file"),
+        (folder, "load"), (folder, "find_faults"), (folder.FileImages, "fingerprint"), (finetune, "init_file"),
     ):  # fmt: skip
         setattr(place, name, loud(name, getattr(place, name)))
     loop.init_file = finetune.init_file

@@ -24,7 +24,7 @@ def test_one_process_reads_the_data_and_the_others_wait(colour_images: Path, col
     assert [line for line in said if "refused" in line] == []
     done = [line for line in said if line.startswith("did")]
     assert sorted(line for line in done if not line.startswith("did init_file")) == [
-        "did _faults in 0", *["did fingerprint in 0"] * 3, "did load in 0",
+        "did find_faults in 0", *["did fingerprint in 0"] * 3, "did load in 0",
     ]  # fmt: skip
     assert done.count("did init_file in 0") == 2  # once to find the file, once as the path that it is
     state = RunFolder(tmp_path / "run").read_state()

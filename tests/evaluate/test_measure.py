@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support, top_k_accuracy_score
+from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 
 from vmamba.data import DataConfig
 from vmamba.data.datasets import folder
@@ -54,6 +54,7 @@ def test_scores_are_scikit_learns() -> None:
     for column, name in zip(want, ("precision", "recall", "f1", "images"), strict=True):
         np.testing.assert_allclose([getattr(row, name) for row in scores.classes], column, err_msg=name)
     assert [row.name for row in scores.classes] == names
+    assert scores.macro_f1 == pytest.approx(f1_score(y, guesses, average="macro"))  # of the classes that occur
 
 
 def test_scores_do_not_depend_on_the_batches() -> None:

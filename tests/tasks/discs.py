@@ -106,6 +106,9 @@ class Distances:
     def tables(self, part: str) -> list[str]:
         return [f"the farthest disc of {part}: {max(self.seen):.3f}"]
 
+    def metadata(self) -> dict[str, str]:
+        return {}
+
     def to_dict(self) -> dict[str, Any]:
         return {"samples": self.count, **self.figures}
 
@@ -202,6 +205,9 @@ class DiscTask:
 
     def answers(self, outputs: Tensor, paths: Sequence[Path], settings: Any) -> list[PlaceAnswer]:
         return [PlaceAnswer(path, (x, y)) for path, (x, y) in zip(paths, outputs.tolist(), strict=True)]
+
+    def recall(self, values: Mapping[str, Any]) -> PlaceAnswer:
+        return PlaceAnswer(Path(values["path"]), tuple(values["place"]))
 
     def print_answers(self, answers: Sequence[PlaceAnswer], console: Any) -> None:
         for answer in answers:

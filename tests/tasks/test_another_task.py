@@ -159,16 +159,18 @@ def test_interrupted_and_resumed_it_is_bitwise_the_same(
 
 
 def test_what_a_task_does_not_know_is_refused(run: tuple[Path, Any, str], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"task='disks' is unknown; legal: classification, discs; did"):
+    with pytest.raises(ConfigError, match=r"task='disks' is unknown; legal: classification, multilabel, discs; did"):
         TrainConfig(task="disks")
     with pytest.raises(ConfigError, match="select_by='accuracy': want distance"):
         config(tmp_path, select_by="accuracy")
-    with pytest.raises(ConfigError, match="classification has no options of its own"):
+    with pytest.raises(ConfigError, match="classification has class_weights alone"):
         train(TrainConfig(task_options={"unit": "px"}, output=tmp_path / "run"))
     file = vmamba.read_weights(run[0] / "best.safetensors")
     other = tmp_path / "other.safetensors"
     vmamba.save_weights(other, file.state_dict, {**file.metadata, "task": "depth"})
-    with pytest.raises(CheckpointError, match=r"trained for the task 'depth', which .* it knows classification, discs"):
+    with pytest.raises(
+        CheckpointError, match=r"trained for the task 'depth', which .* it knows classification, multilabel, discs"
+    ):
         load_trained(other)
 
 

@@ -25,7 +25,10 @@ class _Help(DefaultHelpFormatter):
         super().__init__(prog, max_help_position=32)  # type: ignore[no-untyped-call]
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        kind = _type_of(action).upper()
+        kind = _type_of(action)
+        if " or " in kind:
+            return f"{{{','.join(kind.replace(chr(39), '').split(' or '))}}}"
+        kind = kind.upper()
         return kind.replace(" ", "") if kind else "VALUE"
 
     def _get_help_string(self, action: argparse.Action) -> str:
@@ -227,6 +230,9 @@ def _type_of(action: argparse.Action) -> str:
         return kind.__name__.lower()
     text = re.sub(r"Optional\[(.+)\]", r"\1", str(kind)).replace(" | None", "")
     text = re.sub(r"(?:pathlib|typing)\.|<class '|'>", "", text)
+    text = re.sub(
+        r"Union\[(Literal\[.+\]), bool\]", r"\1", text
+    )  # once a switch, now words; true and false still serve
     if match := re.fullmatch(r"Literal\[(.+)\]", text):
         return " or ".join(match[1].split(", "))
     if text.startswith("dict"):

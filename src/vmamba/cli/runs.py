@@ -69,7 +69,7 @@ def _eval_options(parser: CommandParser) -> None:
     add_paths(parser, "weights", "RUN_OR_FILE", "Run folder, weight file, ONNX file, or a model's name.")
     parser.add_group(EvaluateConfig, skip={"weights", "data"})
     # Size and channels are what the weights were trained with.
-    parser.add_group(DataConfig, "data", skip={"image_size", "in_chans"})
+    parser.add_group(DataConfig, "data", skip={"image_size", "in_chans", "full_depth", "mean", "std"})
 
 
 def _eval_defaults(values: Namespace, given: Namespace) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _eval_defaults(values: Namespace, given: Namespace) -> dict[str, Any]:
     if own is not None:
         kept = {f"data.{name}": value for name, value in vars(own).items() if name in vars(values.data)}
         if given.get("data.dataset", own.dataset) != own.dataset:
-            del kept["data.data_dir"]
+            del kept["data.data_dir"], kept["data.labels"]
         return kept
     if "data" not in given:
         if not is_released_name(values.weights):

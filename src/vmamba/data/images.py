@@ -8,11 +8,26 @@ from typing import IO, Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vmamba.data.tar_index import member
 from vmamba.errors import ConfigError, DataError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 _MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
+
+
+class UnreadableImageError(DataError):
+    """An image that is missing, not an image, or damaged.
+
+    Attributes:
+        may_skip: whether the user would rather have such images left out.
+    """
+
+    may_skip = False
+
+    def __init__(self, message: str) -> None:
+        # A loader's process sends its mistakes on as the text of a traceback, whose last line is what was said.
+        super().__init__(message.strip().rpartition(f"{type(self).__name__}: ")[2])
 
 
 def mode_of(in_chans: int) -> Literal["L", "RGB"]:
@@ -22,7 +37,10 @@ def mode_of(in_chans: int) -> Literal["L", "RGB"]:
         ConfigError: ``in_chans`` is neither 1 (grey) nor 3 (RGB).
     """
     if in_chans not in _MODES:
-        raise ConfigError(f"in_chans={in_chans}: images are read with 1 channel (grey) or 3 (RGB)")
+        raise ConfigError(
+            f"in_chans={in_chans}: images are read with 1 channel (grey) or 3 (RGB); arrays with more are for data of "
+            "full_depth"
+        )
     return _MODES[in_chans]
 
 
@@ -57,32 +75,38 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
 
 
-def read_image(source: Path | IO[bytes], in_chans: int) -> Image.Image:
+def read_image(source: Path | IO[bytes], in_chans: int, name: str = "") -> Image.Image:
     """Read one image file, decoded whole, as ``convert`` gives it.
 
+    Args:
+        source: its path, which may be ``ARCHIVE.tar/NAME``, or a stream.
+        in_chans: 1 (grey) or 3 (RGB).
+        name: what messages call it; by default its path.
+
     Raises:
-        DataError: the file is missing, not an image, or cut short.
+        UnreadableImageError: the file is missing, not an image, or cut short.
     """
     try:
-        with Image.open(source) as image:
+        with Image.open(member(source) if isinstance(source, Path) else source) as image:
             image.load()
             return convert(image, in_chans)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read image {source}: {_reason(error, source)}") from error
+        raise UnreadableImageError(f"cannot read image {name or source}: {reason_for(error, source)}") from error
 
 
-def image_fault(path: Path) -> str | None:
-    """Decode ``path`` and return why that fails, or None. A JPEG is decoded small, which still reads all of it."""
+def image_fault(path: Path | IO[bytes]) -> str | None:
+    """Decode a file or stream and return why that fails, or None. A JPEG is decoded small, which reads all of it."""
     try:
         with Image.open(path) as image:
             image.draft(None, (32, 32))
             image.load()
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        return _reason(error, path)
+        return reason_for(error, path)
     return None
 
 
-def _reason(error: BaseException, source: object) -> str:
+def reason_for(error: BaseException, source: object) -> str:
+    """Why a file could not be read, in a few words without its name."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, UnidentifiedImageError):

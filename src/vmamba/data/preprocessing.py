@@ -9,11 +9,13 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from vmamba.data.array_transforms import ArrayTransform
 from vmamba.data.images import convert, mode_of
 from vmamba.errors import ConfigError, nearest
 from vmamba.given import remembers_given
 
-ImageTransform = Callable[[Image.Image], Tensor]
+#: Takes a PIL image, or with full depth an array ``(in_chans, H, W)``.
+ImageTransform = Callable[[Any], Tensor]
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 
@@ -70,11 +72,12 @@ class Preprocessing:
 
     Attributes:
         image_size: Side of the square that the model sees, pixels; or its height and width.
-        in_chans: 1 (grey) or 3 (RGB).
+        in_chans: 1 (grey) or 3 (RGB); any number with ``full_depth``.
         mean: Subtracted per channel from values in [0, 1].
         std: Divided by, per channel.
         interpolation: How images are resized: bicubic, bilinear or nearest.
         crop_pct: For evaluation the shorter side is resized to image_size / crop_pct and the centre cropped.
+        full_depth: Whether images are float arrays as `vmamba.data.arrays` reads them, not 8-bit grey or RGB.
     """
 
     image_size: int | tuple[int, int]
@@ -83,9 +86,13 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
+    full_depth: bool = False
 
     def __post_init__(self) -> None:
-        mode_of(self.in_chans)
+        if not self.full_depth:
+            mode_of(self.in_chans)
+        elif self.in_chans < 1:
+            raise ConfigError(f"in_chans={self.in_chans}: want a number of channels, 1 or more")
         if min(self.height, self.width) < 1:
             raise ConfigError(f"image_size={self.image_size}: want a number of pixels, 1 or more")
         if len(self.mean) != self.in_chans or len(self.std) != self.in_chans:
@@ -110,6 +117,8 @@ class Preprocessing:
 
     def eval_transform(self) -> ImageTransform:
         """The deterministic transform for validation, test and prediction: PIL image of any mode → float32 tensor."""
+        if self.full_depth:
+            return ArrayTransform(self)
         from timm.data.transforms_factory import create_transform
 
         transform = create_transform(
@@ -132,6 +141,9 @@ class Preprocessing:
         a = augmentation.resolved(NO_AUGMENTATION)
         if a == NO_AUGMENTATION:
             return self.eval_transform()
+        if self.full_depth:
+            self._refuse_colour(a)
+            return ArrayTransform(self, a)
         try:
             transform = create_transform(
                 input_size=(self.in_chans, self.height, self.width),
@@ -154,9 +166,18 @@ class Preprocessing:
             ) from error
         return _Pipeline(self.in_chans, transform)
 
+    def _refuse_colour(self, a: Augmentation) -> None:
+        for name, value in (("color_jitter", a.color_jitter), ("auto_augment", a.auto_augment)):
+            if value not in (None, 0.0, "none", ""):
+                raise ConfigError(
+                    f"augmentation.{name}={value}: changes of colour are made for 8-bit RGB, and these images have "
+                    f"{self.in_chans} channel(s) of full depth; leave it out (crops, flips and erasing serve them)"
+                )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` undoes it."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return values if self.full_depth else {k: v for k, v in values.items() if k != "full_depth"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
@@ -166,7 +187,7 @@ class Preprocessing:
             ConfigError: a field is missing, unknown, or out of range.
         """
         names = {f.name for f in fields(cls)}
-        if set(values) != names:
+        if set(values) | {"full_depth"} != names:
             raise ConfigError(f"preprocessing has fields {sorted(values)}, want {sorted(names)}")
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**plain)

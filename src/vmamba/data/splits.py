@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vmamba.data.config import DataConfig, preprocessing_for
-from vmamba.data.types import ArrayImages, Splits
+from vmamba.data.types import ArrayImages, Splits, Targets
 from vmamba.errors import DataError
 
 #: Share of training, validation and test where a data set comes unsplit.
@@ -16,7 +16,7 @@ FRACTIONS = (0.6, 0.2, 0.2)
 
 
 def stratified_split(
-    targets: Sequence[int], fractions: Sequence[float], seed: int
+    targets: Sequence[int] | Targets, fractions: Sequence[float], seed: int
 ) -> tuple[npt.NDArray[np.int64], ...]:
     """Split indices into parts of the given ``fractions`` (summing to 1), each class in the same proportions.
 
@@ -41,7 +41,7 @@ def stratified_split(
     return tuple(np.sort(np.concatenate(part)) for part in parts)
 
 
-def balanced_sample(targets: Sequence[int], count: int, seed: int) -> npt.NDArray[np.int64]:
+def balanced_sample(targets: Sequence[int] | Targets, count: int, seed: int) -> npt.NDArray[np.int64]:
     """Choose ``count`` indices at random, class by class in turn until a class has no more."""
     random = np.random.RandomState(seed)
     labels = np.asarray(targets)

@@ -15,6 +15,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from vmamba.data import DataConfig
 from vmamba.errors import ConfigError, DataError
 from vmamba.evaluate.pictures import save_figure
+from vmamba.evaluate.processes import Processes, processes
 from vmamba.output import check_writable_file, check_writable_folder, write_json
 from vmamba.tasks.protocol import Measurement, Subsets
 from vmamba.tasks.run_files import trained_on, unknown_images
@@ -90,11 +91,17 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> Evaluati
             check_writable_file(path)
     if config.pictures is not None:
         check_writable_folder(config.pictures)
-    trained, device = open_trained(config.weights, config.device)
+    with processes(config.device) as group:
+        return _evaluate(config, console if group.is_main else None, group)
+
+
+def _evaluate(config: EvaluateConfig, console: Console | None, group: Processes) -> Evaluation:
+    trained, device = group.main_first(lambda: open_trained(config.weights, config.device))
+    device = group.device(device)
     data = config.data or (trained_on(config.weights) if config.weights.exists() else None)
     if data is None:
         raise unknown_images(config.weights)
-    subsets = trained.task.reload(data, trained.weights_path)
+    subsets = group.from_main(lambda: trained.task.reload(data, trained.weights_path))
     split = config.split or _default_split(trained, data, subsets)
     parts = [getattr(subsets, name) for name in (("train", "val", "test") if split == "all" else (split,))]
     if split != "all" and parts[0] is None:
@@ -102,8 +109,9 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> Evaluati
     samples: Dataset[Any] = ConcatDataset([trained.task.dataset(part) for part in parts if part is not None])
 
     started = time.perf_counter()
-    scores = measure(trained, samples, device, config.batch_size, config.num_workers)
+    scores = measure(trained, samples, device, config.batch_size, config.num_workers, group)
     seconds = time.perf_counter() - started
+    skipped = [name for names in group.gather(subsets.skipped) for name in names]
     evaluation = Evaluation(
         weights=str(trained.weights_path),
         model=trained.name,
@@ -113,9 +121,12 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> Evaluati
         images_per_second=round(scores.count / seconds, 1),
         scores=scores,
     )
-    written = _write(config, evaluation, trained)
+    written = group.from_main(lambda: _write(config, evaluation, trained))
     if console is not None:
         show(evaluation, console)
+        if skipped:
+            said = f"left out {len(skipped)} unreadable image(s), the first: {skipped[0]}"
+            console.print(said, soft_wrap=True, markup=False)
         for path in written:
             console.print(f"wrote {path}", soft_wrap=True, markup=False)
     return evaluation
@@ -124,7 +135,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> Evaluati
 def _default_split(trained: Trained, data: DataConfig, subsets: Subsets) -> Literal["val", "test", "all"]:
     if not trained.released or data.data_dir is None:
         return "test"
-    if not (data.data_dir / "train").is_dir():
+    if data.dataset == "folder" and data.labels is None and not (data.data_dir / "train").is_dir():
         return "all"
     return "val" if subsets.test is None else "test"
 
@@ -135,6 +146,7 @@ def measure(
     device: torch.device | None = None,
     batch_size: int = 64,
     num_workers: int = 0,
+    group: Processes | None = None,
 ) -> Measurement:
     """Run a trained model over samples.
 
@@ -144,16 +156,26 @@ def measure(
         device: where to compute; the CPU by default.
         batch_size: samples in one forward pass.
         num_workers: processes that load samples.
+        group: the processes among which the batches are dealt out, each to one; the result comes to all.
     """
-    device = device or torch.device("cpu")
+    device, group = device or torch.device("cpu"), group or Processes()
     task, model = trained.task, trained.model.to(device)
-    loader: DataLoader[Any] = DataLoader(samples, batch_size, num_workers=num_workers, collate_fn=task.collate)
-    meter = task.meter()
+    count = len(samples)  # type: ignore[arg-type]  # of map style
+    loader: DataLoader[Any] = DataLoader(
+        samples, batch_sampler=group.batches(count, batch_size), num_workers=num_workers, collate_fn=task.collate
+    )
+    meter, batches = task.meter(), iter(loader)
     with torch.inference_mode():
-        for batch in loader:
-            outputs = model(to_device(task.inputs(batch), device))
-            meter.update(meter.observe(outputs, batch))
-    return meter.measurement()
+        for _ in range(group.rounds(count, batch_size)):
+            batch = next(batches, None)  # the last round may not reach all
+            seen = None
+            if batch is not None:
+                seen = meter.observe(model(to_device(task.inputs(batch), device)), batch)
+                seen = seen if group.count == 1 else to_device(seen, torch.device("cpu"))
+            for one in group.gather(seen):
+                if one is not None:
+                    meter.update(one)
+    return group.from_main(meter.measurement)
 
 
 def to_device(inputs: Any, device: torch.device) -> Any:

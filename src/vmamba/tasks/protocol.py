@@ -37,6 +37,7 @@ class Metric:
         digits: after the point.
         percent: whether it is a share, shown in percent.
         larger_is_better: which way the best epoch lies.
+        since_later: whether runs of earlier versions may lack it.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Metric:
     digits: int = 4
     percent: bool = False
     larger_is_better: bool = False
+    since_later: bool = False
 
     def text(self, value: float, fewer: int = 0) -> str:
         """``value`` as it is printed, with ``fewer`` digits than usual."""
@@ -101,6 +103,10 @@ class AnswerSettings(Protocol):
     @property
     def truth(self) -> Literal["none", "folder"]:
         """What tells an image's true answer: nothing, or the name of its folder."""
+
+    @property
+    def threshold(self) -> float | None:
+        """From which probability on a label holds, where a task has such; None: as the weights say."""
 
 
 class Subsets(Protocol):
@@ -185,6 +191,9 @@ class Measurement(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as plain values for JSON."""
+
+    def metadata(self) -> Mapping[str, str]:
+        """What a weight file should say of these weights if this was measured on validation samples; mostly nothing."""
 
 
 class Meter(Protocol):
@@ -329,6 +338,9 @@ class Task(Protocol):
 
     def answers(self, outputs: Any, paths: Sequence[Path], settings: AnswerSettings) -> Sequence[Answer]:
         """What the outputs say about each file."""
+
+    def recall(self, values: Mapping[str, Any]) -> Answer:
+        """An answer from what its `Answer.to_dict` gave, perhaps in another process."""
 
     def print_answers(self, answers: Sequence[Any], console: Console) -> None:
         """Show answers on the terminal."""

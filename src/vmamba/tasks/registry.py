@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from vmamba.errors import ConfigError, nearest
 from vmamba.tasks.classification.task import Classification
+from vmamba.tasks.multilabel.task import MultiLabel
 from vmamba.tasks.protocol import Task
 
 #: What the option ``task`` and the metadata of weight files may name.
-TASKS: dict[str, type[Task]] = {Classification.name: Classification}
+TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (Classification, MultiLabel)}
 
 #: Weight files and runs of before there was more than one task do not name theirs.
 DEFAULT = Classification.name

@@ -86,8 +86,9 @@ class TrainConfig:
         output: Folder of the run; by default a new one under runs/.
         resume: Folder of a run to go on with. Fields left out are that run's; epochs may be changed, and with it the
             rest of the learning-rate curve. With auto, the run in output if there is one, else a new one.
-        task: What is learnt.
-        task_options: Options that the task alone has; classification has none.
+        task: What is learnt: classification (one class an image) or multilabel (any number).
+        task_options: Options that the task alone has: of classification and multilabel class_weights, which is none,
+            balanced, {class: weight} or a CSV file with the columns class and weight.
     """
 
     given: InitVar[frozenset[str] | None] = field(default=None, kw_only=True)

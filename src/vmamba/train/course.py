@@ -76,6 +76,7 @@ class Course(Hooks):
         self.epoch = 0
         self._step = 0  # of the epoch, at the last update
         self._told = 0  # likewise, at the last look
+        self.reported: set[str] = set()  # damaged files
         self.watch = Watch(config, trainer.accelerator, signals, trainer.look_every)
         self.fingerprint = from_main(trainer.accelerator, subsets.fingerprint)  # once: it looks at every file
         self.metadata = weight_metadata(config.model, trainer.parts.model, task)
@@ -153,8 +154,19 @@ class Course(Hooks):
             f"{self.task.summary}, {preprocessing.height}×{preprocessing.width}, "
             f"{self.trainer.accelerator.device}, {precision}"
         )
-        if subsets.skipped:
-            self.report.say(f"left out {len(subsets.skipped)} unreadable image(s), the first: {subsets.skipped[0]}")
+        self._tell_skipped()
+
+    def _tell_skipped(self) -> None:
+        """Say which files were found damaged since the last time, in any of the processes."""
+        from accelerate.utils import gather_object
+
+        if self.config.data.unreadable != "skip":
+            return
+        skipped = list(dict.fromkeys(gather_object(list(self.subsets.skipped))))
+        if new := [name for name in skipped if name not in self.reported]:
+            more = f" and {len(new) - 10} more" if len(new) > 10 else ""
+            self.report.say(f"left out {len(skipped)} unreadable image(s); new: {', '.join(new[:10])}{more}")
+            self.reported.update(new)
 
     def train(self) -> None:
         """Train the epochs that are still to do.
@@ -204,6 +216,7 @@ class Course(Hooks):
                 self.save()
             self.report.end_epoch(row, better)
             self.trackers.epoch(row)
+            self._tell_skipped()
             if time.monotonic() - drawn > DRAW_EVERY:
                 self._draw_curves()
                 drawn = time.monotonic()
@@ -260,7 +273,9 @@ class Course(Hooks):
         return f"{epochs} of {self.config.epochs} epochs{more}"
 
     def _validated(self, epoch: int) -> dict[str, float]:
-        measured = self.trainer.evaluate(self.subsets.val, hooks=self).figures
+        measurement = self.trainer.evaluate(self.subsets.val, hooks=self)
+        self.metadata.update(measurement.metadata())
+        measured = measurement.figures
         figures = {metric.name: measured[metric.name] for metric in self.task.metrics}
         for name, value in figures.items():
             if not math.isfinite(value):

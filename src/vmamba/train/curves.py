@@ -29,7 +29,8 @@ def curves_figure(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    metrics = {metric.name: metric for metric in (*task.running, *task.metrics)}
+    known = rows[0].train.keys() | rows[0].val.keys()
+    metrics = {metric.name: metric for metric in (*task.running, *task.metrics) if metric.name in known}
     figure = Figure(figsize=(3 + 4 * len(metrics), 3.6), dpi=120, layout="constrained")
     every: list[Axes] = list(figure.subplots(1, len(metrics) + 1, width_ratios=(*[1] * len(metrics), 0.7)))
     panels, rate = dict(zip(metrics, every, strict=False)), every[-1]

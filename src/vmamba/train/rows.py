@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
-from vmamba.tasks.protocol import Task
+from vmamba.tasks.protocol import Metric, Task
 
 _CLOCKS = ("lr", "seconds", "images_per_second")
 
@@ -46,16 +47,23 @@ class EpochRow:
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any], task: type[Task] | Task) -> EpochRow:
-        """Undo `flat`. Raises KeyError where a figure of the task is missing."""
+        """Undo `flat`. Raises KeyError where a figure of the task is missing that has been there from the first."""
         clocks: dict[str, Any] = {name: values[name] for name in _CLOCKS}
         gauges: dict[str, Any] = {name: values.get(name) for name in _GAUGES}
         return cls(
             epoch=values["epoch"],
             train={metric.name: values[f"train_{metric.name}"] for metric in task.running},
-            val={metric.name: values[f"val_{metric.name}"] for metric in task.metrics},
+            val={metric.name: _figure(values, metric) for metric in task.metrics},
             **clocks,
             **gauges,
         )
+
+
+def _figure(values: Mapping[str, Any], metric: Metric) -> float:
+    """A validation figure; one that rows of an older version lack is not known."""
+    name = f"val_{metric.name}"
+    value: float = values.get(name, nan) if metric.since_later else values[name]
+    return value
 
 
 def columns(task: type[Task] | Task) -> list[str]:

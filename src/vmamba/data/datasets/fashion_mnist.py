@@ -39,7 +39,7 @@ def load(config: DataConfig) -> Splits:
     read = _read_directory(_idx_directory(place)) if place is not None else _download
     train, test = read("train"), read("test")
     for name, images in (("train", train), ("test", test)):
-        bad = sorted({t for t in images.targets if t >= len(CLASSES)})
+        bad = np.unique(images.targets[images.targets >= len(CLASSES)]).tolist()
         if bad:
             raise DataError(f"Fashion-MNIST {name} labels go from 0 to {len(CLASSES) - 1}, found {bad[:5]} in {place}")
     kept, held = stratified_split(train.targets, (1 - VAL_FRACTION, VAL_FRACTION), config.seed)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from vmamba.data import read_image
+from vmamba.data.arrays import preview
 from vmamba.tasks.classification.prediction import Prediction, right_of
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _cell(axes: Axes, x: float, y: float, prediction: Prediction) -> None:
 
 
 def _thumbnail(path: Path) -> Image.Image:
-    image = read_image(path, 3)
+    image = preview(path)
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     return image
 

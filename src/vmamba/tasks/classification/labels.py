@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from vmamba.data import LabelledImages, Splits
+from vmamba.data.types import Targets
 from vmamba.errors import DataError
 
 
@@ -19,14 +22,24 @@ class RelabelledImages:
     def __init__(self, images: LabelledImages, order: Sequence[int]) -> None:
         self.images = images
         self.order = order
-        self.targets: Sequence[int] = [order[target] for target in images.targets]
+        self.targets: Targets
+        if images.targets.ndim == 1:
+            self.targets = np.asarray(order)[images.targets]
+        else:
+            self.targets = np.empty_like(images.targets)
+            self.targets[:, np.asarray(order)] = images.targets
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        image, target = self.images[index]
-        return image, self.order[target]
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
+        image, _ = self.images[index]
+        target = self.targets[index]
+        return image, int(target) if target.ndim == 0 else target
+
+    def name(self, index: int) -> str:
+        """The other set's."""
+        return self.images.name(index)
 
     def fingerprint(self) -> str:
         """The set's own, and the order."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,15 @@ Prepared = tuple[Tensor, Tensor, Tensor]
 
 
 class CrossEntropy:
-    """Cross-entropy in nats, of Mixup's and CutMix's images where ``settings`` ask for them."""
+    """Cross-entropy in nats, of Mixup's and CutMix's images where ``settings`` ask for them.
 
-    def __init__(self, settings: Settings, classes: int) -> None:
+    Args:
+        settings: the training configuration's.
+        classes: how many.
+        weights: what an image of each class counts; empty where all count 1.
+    """
+
+    def __init__(self, settings: Settings, classes: int, weights: Sequence[float] = ()) -> None:
         smoothing = settings.label_smoothing or 0.0
         self.mixup: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
         if settings.mixup or settings.cutmix:
@@ -30,7 +36,9 @@ class CrossEntropy:
                 num_classes=classes,
             )
             smoothing = 0.0  # already in the mixed targets
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
+        # The mean is taken over images, whatever they weigh, so that it does not depend on how they fall into batches.
+        weight, reduction = (torch.tensor(weights), "none") if weights else (None, "mean")
+        self.criterion = nn.CrossEntropyLoss(weight, label_smoothing=smoothing, reduction=reduction)
 
     def prepare(self, batch: tuple[Tensor, Tensor]) -> Prepared:
         """Mix the images in pairs; of an odd number one is mixed with itself, which leaves it as it is."""
@@ -49,7 +57,7 @@ class CrossEntropy:
         """Of a prepared batch; an image counts as right by its own label, mixed or not."""
         images, targets, shares = batch
         logits = model(images)
-        loss = self.criterion(logits, shares)
+        loss = self.criterion.to(logits.device)(logits, shares).mean()
         with torch.no_grad():
             right = (logits.argmax(1) == targets).sum()
         return BatchLoss(loss, len(targets), {"accuracy": right})

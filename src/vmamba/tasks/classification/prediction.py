@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from vmamba.tasks.classification.labels import class_of_folder, distinct_names
 from vmamba.tasks.protocol import AnswerSettings
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,14 @@ class Prediction:
         """Plain values for JSON."""
         top = [{"class": c, "probability": round(p, 6)} for c, p in zip(self.classes, self.probabilities, strict=True)]
         return {"path": str(self.path), "top": top, **({} if self.truth is None else {"truth": self.truth})}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Undo `to_dict`, which rounds probabilities."""
+        top = values["top"]
+        classes, shares = tuple(row["class"] for row in top), tuple(row["probability"] for row in top)
+        more = {name: value for name, value in values.items() if name not in ("path", "top")}
+        return cls(Path(values["path"]), classes, shares, **more)
 
 
 def predictions(

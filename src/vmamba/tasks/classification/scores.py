@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vmamba.data.types import NO_LABEL
+from vmamba.errors import DataError
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -53,11 +56,22 @@ class Scores:
     @property
     def figures(self) -> dict[str, float]:
         """What epochs are chosen by."""
-        return {"loss": self.loss, "accuracy": self.top1}
+        return {"loss": self.loss, "accuracy": self.top1, "macro_f1": self.macro_f1}
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean of the F1 of all classes that occur, among labels or among answers."""
+        seen = [row.f1 for row, column in zip(self.classes, zip(*self.confusion, strict=True), strict=True)
+                if row.images or any(column)]  # fmt: skip
+        return sum(seen) / len(seen)
+
+    def metadata(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
 
     def summary(self) -> str:
         """The figures over all classes."""
-        return f"top-1 {self.top1:.2%}   top-5 {self.top5:.2%}   loss {self.loss:.4f}"
+        return f"top-1 {self.top1:.2%}   top-5 {self.top5:.2%}   macro-F1 {self.macro_f1:.2%}   loss {self.loss:.4f}"
 
     def tables(self, part: str) -> Iterable[RenderableType]:
         """A row for each class, and the commonest confusions."""
@@ -66,8 +80,8 @@ class Scores:
         return score_tables(self, part)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field."""
-        return asdict(self)
+        """Every field, and the macro-F1."""
+        return asdict(self) | {"macro_f1": self.macro_f1}
 
 
 class ScoreCounter:
@@ -86,7 +100,8 @@ class ScoreCounter:
     def update(self, observation: tuple[Tensor, Tensor]) -> None:
         """Count one batch, as `observe` gives it."""
         logits, labels = (part.detach().cpu() for part in observation)
-        logits = logits.float()
+        seen = labels != NO_LABEL  # the others could not be read
+        logits, labels = logits[seen].float(), labels[seen]
         count = len(self._names)
         self._loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         top = logits.topk(min(5, count), dim=1).indices
@@ -95,9 +110,15 @@ class ScoreCounter:
         self._confusion += torch.bincount(pairs, minlength=count * count).view(count, count)
 
     def measurement(self) -> Scores:
-        """Everything counted so far; needs one image at least."""
+        """Everything counted so far; needs one image at least.
+
+        Raises:
+            DataError: there is none, since none could be read.
+        """
         confusion = self._confusion
         images = int(confusion.sum())
+        if not images:
+            raise DataError("none of the images can be read, so there is nothing to measure")
         hits = confusion.diagonal()
         rows = []
         for name, hit, taken, actual in zip(

@@ -4,75 +4,61 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-from torch.utils.data import default_collate
+from torch import Tensor
 
-from vmamba.data import (
-    Augmentation,
-    DataConfig,
-    LabelledImages,
-    Preprocessing,
-    Splits,
-    TransformedImages,
-    load_splits,
-    read_image,
-)
-from vmamba.errors import ConfigError
-from vmamba.tasks.classification.labels import distinct_names, in_order
+from vmamba.data import DataConfig, Preprocessing, Splits, load_splits
+from vmamba.errors import ConfigError, DataError
+from vmamba.tasks.class_weights import OPTION, class_weights
+from vmamba.tasks.classification.labels import distinct_names
 from vmamba.tasks.classification.objective import CrossEntropy
 from vmamba.tasks.classification.prediction import Prediction, predictions
 from vmamba.tasks.classification.scores import ScoreCounter, Scores
-from vmamba.tasks.protocol import AnswerSettings, Metric, ModelParts, Settings
-from vmamba.tasks.vssm_models import build_vssm, check_image_size, vssm_from_metadata, vssm_metadata, vssm_parts
-from vmamba.weights import WeightFile, adapt_to
+from vmamba.tasks.labelled import ImageLabels
+from vmamba.tasks.protocol import AnswerSettings, Metric, Settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
 
-    from vmamba.data.preprocessing import ImageTransform
-
 LOSS = Metric("loss", "loss", "Loss (nats)")
 ACCURACY = Metric("accuracy", "acc", "Accuracy", digits=2, percent=True, larger_is_better=True)
+MACRO_F1 = Metric("macro_f1", "F1", "Macro F1", digits=2, percent=True, larger_is_better=True, since_later=True)
 
 
 @dataclass(frozen=True)
-class Classification:
-    """One of ``classes`` for each image.
-
-    A batch is pixels ``(b, in_chans, H, W)`` and class indices ``(b,)``; inputs are the pixels; outputs are logits
-    ``(b, classes)``.
-
-    Attributes:
-        classes: their names, in the order of the logits.
-        preprocessing: from an image to pixels.
-        ids: a word for each class that no other has, such as ImageNet's WordNet ids, by which images' folders may be
-            called too; empty where names are all there is.
-    """
-
-    classes: tuple[str, ...]
-    preprocessing: Preprocessing
-    ids: tuple[str, ...] = ()
+class Classification(ImageLabels):
+    """One of ``classes`` for each image; labels in a batch are class indices ``(b,)``."""
 
     name: ClassVar[str] = "classification"
     running: ClassVar[tuple[Metric, ...]] = (LOSS, ACCURACY)
-    metrics: ClassVar[tuple[Metric, ...]] = (LOSS, ACCURACY)
+    metrics: ClassVar[tuple[Metric, ...]] = (LOSS, ACCURACY, MACRO_F1)
     headline: ClassVar[str] = ACCURACY.name
     described_by: ClassVar[tuple[str, ...]] = ("classes", "preprocessing")
 
     @classmethod
     def load(cls, data: DataConfig, options: Mapping[str, Any]) -> tuple[Classification, Splits]:
         """The data set's classes, and its images."""
-        if options:
-            raise ConfigError(f"task_options={dict(options)}: classification has no options of its own")
+        if set(options) - {OPTION}:
+            raise ConfigError(f"task_options={dict(options)}: classification has {OPTION} alone")
         splits = load_splits(data)
-        return cls(splits.classes, splits.preprocessing), splits
+        cls._check(splits, data)
+        weights = class_weights(options.get(OPTION), splits.classes, splits.train.targets)
+        return cls(splits.classes, splits.preprocessing, class_weights=weights), splits
+
+    @staticmethod
+    def _check(splits: Splits, data: DataConfig) -> None:
+        if splits.train.targets.ndim > 1:
+            raise DataError(f"{data.labels} gives images several labels; give task=multilabel, or one label an image")
+
+    def reload(self, data: DataConfig, weights: Path) -> Splits:
+        """Images with the model's channels, labelled in the order of its logits."""
+        splits = super().reload(data, weights)
+        self._check(splits, data)
+        return splits
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Classification:
@@ -81,68 +67,9 @@ class Classification:
         ids = tuple(json.loads(metadata.get("class_ids", "[]")))
         return cls(classes, Preprocessing.from_dict(json.loads(metadata["preprocessing"])), ids)
 
-    def metadata(self, model: nn.Module) -> dict[str, str]:
-        """The model's configuration, the classes, the preprocessing; each as JSON."""
-        classes = json.dumps(list(self.classes), ensure_ascii=False)
-        ids = {"class_ids": json.dumps(list(self.ids))} if self.ids else {}
-        return {**vssm_metadata(model, self.preprocessing), "classes": classes, **ids}
-
-    @property
-    def summary(self) -> str:
-        """How many classes."""
-        return f"{len(self.classes)} classes"
-
-    def reload(self, data: DataConfig, weights: Path) -> Splits:
-        """Images with the model's channels, labelled in the order of its logits."""
-        splits = load_splits(replace(data, in_chans=self.preprocessing.in_chans))
-        return in_order(splits, self.classes, self.ids, weights)
-
-    def dataset(self, samples: LabelledImages, augmentation: Augmentation | None = None) -> TransformedImages:
-        """Pixels and label of each image."""
-        p = self.preprocessing
-        return TransformedImages(
-            samples, p.eval_transform() if augmentation is None else p.train_transform(augmentation)
-        )
-
-    def collate(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-        """Pixels and labels, stacked."""
-        images, labels = default_collate(samples)
-        return images, labels
-
-    def inputs(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The pixels."""
-        return batch[0]
-
-    def build(self, settings: Settings) -> nn.Module:
-        """A `VSSM` with a logit for each class."""
-        return build_vssm(settings, len(self.classes), self.preprocessing)
-
-    def rebuild(self, metadata: Mapping[str, str]) -> nn.Module:
-        """The `VSSM` of the file's configuration."""
-        return vssm_from_metadata(metadata)
-
-    def check(self, model: nn.Module, name: str) -> None:
-        """Show the model one black image."""
-        check_image_size(model, self.preprocessing, name)
-
-    def parts(self, model: nn.Module) -> ModelParts:
-        """The head is the linear layer alone."""
-        return vssm_parts(model)
-
-    def adapt(self, model: nn.Module, weights: WeightFile, source: str) -> dict[str, Tensor]:
-        """Everything but the head; that too if it was learnt for the same classes, or for as many without a name.
-
-        A head that is sure of ten other classes would have to be unlearnt first.
-        """
-        adapted = adapt_to(weights.state_dict, model, source)
-        if _classes_of(weights) in (None, list(self.classes)):
-            return adapted
-        own = model.state_dict()
-        return {name: own[name] if name.startswith("classifier.head.") else value for name, value in adapted.items()}
-
     def objective(self, settings: Settings) -> CrossEntropy:
         """Cross-entropy."""
-        return CrossEntropy(settings, len(self.classes))
+        return CrossEntropy(settings, len(self.classes), self.class_weights)
 
     def meter(self) -> ScoreCounter:
         """Counts right and wrong answers."""
@@ -154,21 +81,18 @@ class Classification:
 
         return {"confusion": confusion_figure(measurement.confusion, distinct_names(self.classes, self.ids), title)}
 
-    def read(self, path: Path) -> Tensor:
-        """Pixels ``(in_chans, H, W)``."""
-        return self._transform(read_image(path, self.preprocessing.in_chans))
-
-    @cached_property
-    def _transform(self) -> ImageTransform:
-        return self.preprocessing.eval_transform()
-
-    def stack(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Pixels ``(b, in_chans, H, W)``."""
-        return torch.stack(list(inputs))
-
     def answers(self, outputs: Tensor, paths: Sequence[Path], settings: AnswerSettings) -> list[Prediction]:
         """The likeliest classes of each image."""
+        if settings.threshold is not None:
+            raise ConfigError(
+                f"threshold={settings.threshold}: classification answers with the likeliest class; thresholds are for "
+                "models of task=multilabel"
+            )
         return predictions(outputs, paths, self.classes, self.ids, settings)
+
+    def recall(self, values: Mapping[str, Any]) -> Prediction:
+        """Undo `Prediction.to_dict`."""
+        return Prediction.from_dict(values)
 
     def print_answers(self, answers: Sequence[Prediction], console: Console) -> None:
         """Bars for each image's classes."""
@@ -181,11 +105,3 @@ class Classification:
         from vmamba.tasks.classification.contact_sheet import contact_sheet
 
         return contact_sheet(answers, total, title)
-
-
-def _classes_of(weights: WeightFile) -> object:
-    """The class names that a run of ours wrote into its weights; None elsewhere."""
-    try:
-        return json.loads(weights.metadata["classes"])
-    except (KeyError, ValueError):
-        return None

@@ -1,0 +1,1 @@
+"""Several labels for each image, or none."""
