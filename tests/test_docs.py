@@ -126,6 +126,8 @@ def test_commands_exist_and_have_these_options(
             words = words[words.index("vmamba") :]
         if words[0] == "vmamba":
             parse(words[1:])
+        elif words[0] == "torchrun":
+            parse(words[words.index("-m") + 2 :])  # torchrun's own options, -m vmamba, and a command
         elif words[0] == "make":
             assert words[1] in targets
         elif words[0] == "python":
