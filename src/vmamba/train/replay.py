@@ -114,6 +114,6 @@ def _compute(trainer: Trainer, epoch: int, first: int, keys: list[list[int]]) ->
 
 
 def _names(samples: Any, keys: list[list[int]]) -> list[list[str]]:
-    """What messages call the samples: by their own ``name_of(index)`` where they have that."""
-    name_of = getattr(samples, "name_of", "training sample {}".format)
+    """What messages call the samples: by their own ``name(index)`` where they have that."""
+    name_of = getattr(samples, "name", "training sample {}".format)
     return [[str(name_of(index)) for index in batch] for batch in keys]
