@@ -13,7 +13,7 @@ import vmamba
 from vmamba.train.run_folder import RunFolder
 
 #: What differs between two runs that are otherwise the same.
-CLOCKS = ("seconds", "images_per_second")
+CLOCKS = ("seconds", "images_per_second", "memory_mib", "data_wait")
 
 
 def metrics(path: Path) -> list[dict[str, str]]:

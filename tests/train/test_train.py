@@ -38,7 +38,6 @@ from vmamba.train.run import train
 from vmamba.train.run_folder import RunFolder
 
 #: Columns that differ from one run to the next.
-CLOCKS = ("seconds", "images_per_second", "memory_mib", "data_wait")
 
 TINY: dict[str, Any] = {"dims": [8, 16], "depths": [1, 1], "patch_size": 4}
 

@@ -124,6 +124,8 @@ class TransformedImages(Dataset[tuple[Tensor, Any]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")  # where `for` ends
         image, target = self._read(index)
         return self.transform(image), target
 
