@@ -57,7 +57,7 @@ except AttributeError as error:
 
 def test_train_evaluate_predict(colour_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vmamba.train.run.save_figure", lambda *_: None)
+    monkeypatch.setattr("vmamba.train.course.save_figure", lambda *_: None)
     said = io.StringIO()
     result = vmamba.train(  # type: ignore[operator]
         model="vmamba_nano",

@@ -82,8 +82,8 @@ def prepare(env: Mapping[str, str]) -> None:
     """Of a process that trains: its environment, one thread, no GPU, no pictures."""
     import torch
 
-    import vmamba.train.run
+    import vmamba.train.course
 
     os.environ |= {**env, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     torch.set_num_threads(1)
-    vmamba.train.run.save_figure = lambda *_: None
+    vmamba.train.course.save_figure = lambda *_: None

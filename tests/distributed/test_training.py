@@ -54,7 +54,7 @@ def test_twenty_steps_of_two_processes_are_those_of_one(
     one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
     ended = together(tmp_path, command, *words(colour_images, two.path, 5))
     assert [status for status, _ in ended] == [0, 0], ended
-    monkeypatch.setattr("vmamba.train.run.save_figure", lambda *_: None)
+    monkeypatch.setattr("vmamba.train.course.save_figure", lambda *_: None)
     train(settings(colour_images, one.path, 5))
     assert one.read_config().lr == two.read_config().lr == pytest.approx(6e-3)  # of the images of an update
     a, b = one.read_state(), two.read_state()

@@ -31,7 +31,7 @@ MODEL: dict[str, Any] = {"dims": [8, 16], "depths": [1, 1]}
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmamba.train.run.save_figure", lambda *_: None)
+    monkeypatch.setattr("vmamba.train.course.save_figure", lambda *_: None)
 
 
 def config(images: Path, output: Path, **fields: Any) -> TrainConfig:
@@ -94,7 +94,7 @@ def test_a_row_of_an_earlier_version_has_none() -> None:
 
 
 def test_the_terminal_tells_of_a_wait_that_matters() -> None:
-    figures = {"loss": 1.0, "accuracy": 0.5}
+    figures = {metric.name: 0.5 for metric in (*Classification.running, *Classification.metrics)}
     said = io.StringIO()
     report = Reporter(Console(file=said, width=200), Classification, 3, 10)
     for wait in (0.09, 0.34):

@@ -142,7 +142,6 @@ class Trainer:
             batch_size=self.config.batch_size,
             sampler=sampler,
             num_workers=workers,
-            persistent_workers=workers > 0 and sampler is not None,  # an evaluation's end with it
             collate_fn=self.task.collate,
             pin_memory=self.accelerator.device.type == "cuda",
             worker_init_fn=leave_signals_to_main if workers else None,
