@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,10 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            raise TrainingError(_dead_worker(error, path)) from error
+            said = _dead_worker(error, path)
+            # The frames hold the loader, which would raise anew, at any place, whenever another of its processes ends.
+            traceback.clear_frames(error.__traceback__)
+            raise TrainingError(said) from None
         finally:
             course.trackers.finish()
         best = course.best
