@@ -2,8 +2,8 @@
 
     python benchmarks/scan_gate.py [--threads 2]
 
-Bytes set the floor: three streams without (u, delta, y), four with z. With gradients five and eleven: the gate also
-keeps y, and takes and gives z's side in backward.
+Bytes set the floor: three streams without (u, delta, y), four with z. Both ways eight and thirteen: the gate also keeps
+y as it was before it, and backward reads that and z and writes z's gradient.
 """
 
 from __future__ import annotations
