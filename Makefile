@@ -84,7 +84,7 @@ sanitize: $(VENV)/native.stamp ## Run the kernels' tests under address and undef
 	  -DVMAMBA_NATIVE_REQUIRED=ON -DVMAMBA_SANITIZE=ON
 	cmake --build build/sanitize --parallel $$(nproc)
 	$(SANITIZE_RUN) $(SANITIZE_TESTS)
-	$(SANITIZE_RUN) tests/scan/test_selective_scan.py -k oflex
+	$(SANITIZE_RUN) tests/scan/test_selective_scan.py tests/scan/test_states.py -k oflex
 
 SANITIZE_RUN = env LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
   ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 VMAMBA_NATIVE_LIBRARY=$(SANITIZED) \
