@@ -7,6 +7,7 @@ needs no wrapping.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -102,13 +103,22 @@ def processes(device: str) -> Iterator[Processes]:
         return
     from accelerate import PartialState
 
-    began = not torch.distributed.is_initialized()
+    fresh = not PartialState._shared_state
+    joined = torch.distributed.is_initialized()
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    if not joined:
+        # Not at the end of this call: a process that came to its next one first would meet the old group's store.
+        atexit.register(_leave)
     group: Any = torch.distributed.new_group(backend="gloo")
     try:
         yield Processes(state.process_index, state.num_processes, state.local_process_index, group)
         torch.distributed.barrier(group)  # none leaves while another still has something to hear from it
     finally:
-        if began:
-            torch.distributed.destroy_process_group()
+        torch.distributed.destroy_process_group(group)
+        if fresh:
             PartialState._reset_state()
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
