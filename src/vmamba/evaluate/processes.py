@@ -49,17 +49,8 @@ class Processes:
         """What ``make`` returns in the main process, in all of them; a mistake that it raises is raised in all."""
         if self.count == 1:
             return make()
-        made: list[Any] = [None, None]
-        if self.is_main:
-            try:
-                made[0] = make()
-            except VMambaError as error:
-                made[1] = error
-        torch.distributed.broadcast_object_list(made, src=0, group=self._group)
-        if made[1] is not None:
-            raise made[1]
-        result: Made = made[0]
-        return result
+        broadcast = torch.distributed.broadcast_object_list
+        return made_by_one(make, self.is_main, lambda made: broadcast(made, src=0, group=self._group))
 
     def main_first(self, make: Callable[[], Made]) -> Made:
         """What ``make`` returns, called first in each machine's first process, as for what is fetched into a cache."""
@@ -89,6 +80,28 @@ class Processes:
         gathered: list[Any] | None = [None] * self.count if self.is_main else None
         torch.distributed.gather_object(found, gathered, dst=0, group=self._group)
         return gathered or []
+
+
+def made_by_one(make: Callable[[], Made], is_main: bool, broadcast: Callable[[list[Any]], Any]) -> Made:
+    """What ``make`` returns in the main process, in every process; a mistake that it raises is raised in every one.
+
+    Args:
+        make: called in the main process alone; what it returns is pickled.
+        is_main: whether this is that process.
+        broadcast: fills a list with the main process's objects, in place.
+    """
+    made: list[Any] = [None, None]
+    if is_main:
+        try:
+            made[0] = make()
+        except VMambaError as error:
+            made[1] = error
+    broadcast(made)
+    value, mistake = made
+    if mistake is not None:
+        raise mistake
+    result: Made = value
+    return result
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from vmamba.errors import ConfigError, VMambaError
+from vmamba.errors import ConfigError
+from vmamba.evaluate.processes import made_by_one
 from vmamba.train.config import TrainConfig
 from vmamba.train.trackers import tracker_names
 
@@ -50,17 +51,7 @@ def from_main(accelerator: Any, make: Callable[[], Made]) -> Made:
 
     if accelerator.num_processes == 1:
         return make()
-    made: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            made[0] = make()
-        except VMambaError as error:
-            made[1] = error
-    value, mistake = broadcast_object_list(made)
-    if mistake is not None:
-        raise mistake
-    result: Made = value
-    return result
+    return made_by_one(make, accelerator.is_main_process, broadcast_object_list)
 
 
 def _make_accelerator(config: TrainConfig) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vmamba.integrations.mamba_ssm.compiled.scan import Inputs, backward, forward
+from vmamba.integrations.mamba_ssm.compiled import selective_scan_cuda_oflex as oflex
+from vmamba.integrations.mamba_ssm.compiled.selective_scan_cuda_oflex import bwd
 
 __all__ = ["bwd", "fwd"]
 
@@ -30,34 +31,4 @@ def fwd(
     Raises:
         InputError: shapes or dtypes that do not fit, complex ones.
     """
-    y, x = forward(Inputs(u, delta, A, B, C, D, None, delta_bias), delta_softplus)
-    return [y.to(u.dtype), x]
-
-
-def bwd(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    dout: Tensor,
-    x: Tensor | None,
-    delta_softplus: bool,
-    nrows: int = 1,
-    /,
-) -> list[Tensor | None]:
-    """Run the scan's backward pass.
-
-    Args:
-        u, …, delta_bias, delta_softplus: as in `fwd`.
-        dout: gradient ``(b, d, l)`` of ``out``.
-        x: what `fwd` returned; not read.
-        nrows: not read.
-
-    Returns:
-        The gradients of u, delta, A, B, C, D and delta_bias, each in its input's dtype, None for None.
-    """
-    gradients, _ = backward(Inputs(u, delta, A, B, C, D, None, delta_bias), dout, delta_softplus)
-    return gradients[:7]
+    return oflex.fwd(u, delta, A, B, C, D, delta_bias, delta_softplus, nrows, False)
