@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ def from_keywords(kind: type[Config], fields: Mapping[str, Any], source: str) ->
     Raises:
         ConfigError: an unknown field, a value of another type, or one that ``kind`` refuses.
     """
-    legal = list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+    legal = [one.name for one in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for name in fields:
         if name not in legal:
             raise ConfigError(f"{source} has no {name!r}{nearest(name, legal)}; it takes {', '.join(legal)}")
