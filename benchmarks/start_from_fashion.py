@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from vmamba.data import DataConfig
-from vmamba.train.config import TrainConfig
 from vmamba.train.run import train
+from vmamba.train.settings.config import TrainConfig
 
 
 def accuracy(config: TrainConfig) -> float:

@@ -48,8 +48,8 @@ def colour_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def colour_run(colour_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder: a very small model trained on `colour_images` until it knows them."""
     from vmamba.data import DataConfig
-    from vmamba.train.config import TrainConfig
     from vmamba.train.run import train
+    from vmamba.train.settings.config import TrainConfig
 
     run = tmp_path_factory.mktemp("colour_run") / "run"
     train(

@@ -71,7 +71,7 @@ def _calls(owner: Any, name: str, count: int, act: Callable[..., Any]) -> None:
 
 
 def _before_update(count: int, number: int) -> None:
-    from vmamba.train.update import Updater
+    from vmamba.train.loop.update import Updater
 
     def act(plain: Callable[..., Any], *args: Any) -> Any:
         os.kill(os.getpid(), number)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import vmamba
-from vmamba.train.run_folder import RunFolder
+from vmamba.train.folder.run_folder import RunFolder
 
 #: What differs between two runs that are otherwise the same.
 CLOCKS = ("seconds", "images_per_second", "memory_mib", "data_wait")

@@ -24,7 +24,7 @@ from vmamba.train.door import config_of
         "import vmamba",
         "import vmamba.train",
         "import vmamba.train.run, vmamba.evaluate.measure",
-        "from vmamba.train.config import TrainConfig",
+        "from vmamba.train.settings.config import TrainConfig",
         "from vmamba import *",
     ],
 )
@@ -37,8 +37,8 @@ assert set(dir(vmamba)) >= {{"train", "evaluate", "predict"}}
 for door in (vmamba.train, vmamba.evaluate, vmamba.predict):
     assert callable(door) and door.__doc__
 from vmamba import evaluate, predict, train
-import vmamba.train.config
-assert vmamba.train is train is sys.modules["vmamba.train"] and vmamba.train.config.TrainConfig
+import vmamba.train.settings.config
+assert vmamba.train is train is sys.modules["vmamba.train"] and vmamba.train.settings.config.TrainConfig
 try:
     train(modle="vmamba_nano")
 except vmamba.ConfigError as error:

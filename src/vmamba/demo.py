@@ -15,9 +15,9 @@ from vmamba.evaluate.measure import EvaluateConfig, Evaluation, evaluate
 from vmamba.evaluate.predict import SHEET_NAME, PredictConfig, predict
 from vmamba.output import check_writable_folder, create_folder
 from vmamba.tasks.protocol import Answer
-from vmamba.train.config import TrainConfig
+from vmamba.train.folder.run_folder import RunFolder
 from vmamba.train.run import train
-from vmamba.train.run_folder import RunFolder
+from vmamba.train.settings.config import TrainConfig
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -21,7 +21,7 @@ from vmamba.cli.frame import Command
 from vmamba.cli.main import main
 from vmamba.cli.parsing import CommandParser
 from vmamba.errors import VMambaError
-from vmamba.train.config import TrainConfig
+from vmamba.train.settings.config import TrainConfig
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:

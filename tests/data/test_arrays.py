@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from vmamba.data import Augmentation, DataConfig, Preprocessing, load_splits
-from vmamba.data.arrays import array_fault, channel_statistics, preview, read_pixels
+from vmamba.data.reading.arrays import array_fault, channel_statistics, preview, read_pixels
 from vmamba.errors import ConfigError, DataError
 
 
@@ -178,8 +178,8 @@ def test_five_channels_are_learnt_measured_and_predicted(tmp_path: Path) -> None
     from vmamba.evaluate.measure import EvaluateConfig, evaluate
     from vmamba.evaluate.predict import PredictConfig, predict
     from vmamba.tasks.trained import load_trained
-    from vmamba.train.config import TrainConfig
     from vmamba.train.run import train
+    from vmamba.train.settings.config import TrainConfig
 
     root = tree(tmp_path / "images")
     result = train(

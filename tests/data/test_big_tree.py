@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from vmamba.data import DataConfig
 from vmamba.train.accelerator import accelerator_for
-from vmamba.train.config import TrainConfig
-from vmamba.train.loop import Trainer
+from vmamba.train.settings.config import TrainConfig
+from vmamba.train.loop.trainer import Trainer
 
 def resident(pid):
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())

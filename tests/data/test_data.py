@@ -26,7 +26,7 @@ from vmamba.data import (
 )
 from vmamba.data.datasets.fashion_mnist import read_idx
 from vmamba.data.datasets.marks import GAP, MARK, make_marks
-from vmamba.data.images import convert
+from vmamba.data.reading.images import convert
 from vmamba.errors import ConfigError, DataError
 
 RED = np.array([200, 30, 40])

@@ -15,9 +15,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from vmamba.data import DataConfig, TransformedImages, load_splits
-from vmamba.data import file_images as module
-from vmamba.data.file_images import FileImages, find_faults
-from vmamba.data.files import FileList, list_folders, spread
+from vmamba.data.reading import file_images as module
+from vmamba.data.reading.file_images import FileImages, find_faults
+from vmamba.data.reading.files import FileList, list_folders, spread
 from vmamba.data.types import MOST_SKIPPED, NO_LABEL
 from vmamba.errors import DataError
 
@@ -79,7 +79,7 @@ def test_the_fingerprint_is_that_of_earlier_versions(tmp_path: Path) -> None:
 
 
 def test_of_many_files_the_sizes_of_some_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmamba.data.files.SIZES_SEEN", 3)
+    monkeypatch.setattr("vmamba.data.reading.files.SIZES_SEEN", 3)
     images = listed(tree(tmp_path, 5))
     looked: list[str] = []
     plain = Path.stat

@@ -16,8 +16,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from vmamba.data import DataConfig, TransformedImages, load_splits, read_image
-from vmamba.data import tar_index as module
-from vmamba.data.tar_index import index_tar
+from vmamba.data.reading import tar_index as module
+from vmamba.data.reading.tar_index import index_tar
 from vmamba.errors import ConfigError, DataError
 from vmamba.evaluate.predict import find_images
 
@@ -193,8 +193,8 @@ def test_images_inside_archives_are_found_and_read(tmp_path: Path) -> None:
 
 def test_a_run_from_archives(tmp_path: Path) -> None:
     from vmamba.evaluate.predict import PredictConfig, predict
-    from vmamba.train.config import TrainConfig
     from vmamba.train.run import train
+    from vmamba.train.settings.config import TrainConfig
 
     for part, count in (("train", 40), ("val", 8)):
         files = samples(0, count)

@@ -15,9 +15,9 @@ from vmamba.data import DataConfig
 from vmamba.data.datasets import folder
 from vmamba.errors import VMambaError
 from vmamba.tasks.classification.objective import CrossEntropy
-from vmamba.train import finetune, loop
-from vmamba.train.config import TrainConfig
+from vmamba.train.loop.trainer import finetune, loop
 from vmamba.train.run import train
+from vmamba.train.settings.config import TrainConfig
 
 
 def command(*words: str) -> int:

@@ -8,7 +8,7 @@ import pytest
 from distributed.launch import together
 from distributed.programs import loud_training
 
-from vmamba.train.run_folder import RunFolder
+from vmamba.train.folder.run_folder import RunFolder
 
 
 def said_by_two(folder: Path, *words: str) -> list[str]:

@@ -10,10 +10,10 @@ from distributed.launch import context, together
 from distributed.programs import command, elastic_command
 
 from vmamba.data import Augmentation, DataConfig
-from vmamba.train.config import TrainConfig
+from vmamba.train.folder.run_folder import RunFolder
 from vmamba.train.processes import is_lost_process
 from vmamba.train.run import train
-from vmamba.train.run_folder import RunFolder
+from vmamba.train.settings.config import TrainConfig
 
 PLAIN = Augmentation((1.0, 1.0), (1.0, 1.0), 0.0, 0.0, "none", 0.0)
 

@@ -13,8 +13,8 @@ from vmamba.errors import OutputError
 from vmamba.evaluate.pictures import save_figure
 from vmamba.tasks.classification.confusion import MAX_COUNTED, MAX_NAMED, confusion_figure
 from vmamba.tasks.classification.task import Classification
-from vmamba.train import curves
-from vmamba.train.rows import EpochRow
+from vmamba.train.reports import curves
+from vmamba.train.reports.rows import EpochRow
 
 
 def rows(count: int) -> list[EpochRow]:

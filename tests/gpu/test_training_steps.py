@@ -14,9 +14,9 @@ import torch
 from vmamba.data import Augmentation, DataConfig
 from vmamba.tasks.classification.objective import CrossEntropy
 from vmamba.train.accelerator import accelerator_for
-from vmamba.train.config import TrainConfig
-from vmamba.train.guard import Fault
-from vmamba.train.loop import Hooks, Trainer
+from vmamba.train.loop.guard import Fault
+from vmamba.train.loop.trainer import Hooks, Trainer
+from vmamba.train.settings.config import TrainConfig
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)

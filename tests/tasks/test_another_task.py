@@ -23,8 +23,8 @@ from vmamba.evaluate.measure import EvaluateConfig, evaluate
 from vmamba.evaluate.predict import PredictConfig, predict
 from vmamba.tasks.registry import TASKS
 from vmamba.tasks.trained import load_trained
-from vmamba.train.config import TrainConfig
 from vmamba.train.run import train
+from vmamba.train.settings.config import TrainConfig
 
 HERE = Path(__file__).parent
 

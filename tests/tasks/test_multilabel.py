@@ -26,8 +26,8 @@ from vmamba.tasks.classification.objective import CrossEntropy
 from vmamba.tasks.multilabel.objective import BinaryCrossEntropy
 from vmamba.tasks.multilabel.scores import LabelMeter, best_threshold
 from vmamba.tasks.trained import load_trained
-from vmamba.train.config import TrainConfig
 from vmamba.train.run import train
+from vmamba.train.settings.config import TrainConfig
 
 
 def plain(**fields: Any) -> Any:

@@ -16,8 +16,8 @@ from vmamba.data import Augmentation, DataConfig
 from vmamba.errors import ConfigError
 from vmamba.layers import VSSBlock
 from vmamba.train.accelerator import accelerator_for
-from vmamba.train.config import TrainConfig
-from vmamba.train.loop import Trainer
+from vmamba.train.loop.trainer import Trainer
+from vmamba.train.settings.config import TrainConfig
 
 MODEL: dict[str, Any] = {"dims": [8, 16], "depths": [1, 1]}
 PLAIN = Augmentation((1.0, 1.0), (1.0, 1.0), 0.0, 0.0, "none", 0.0)

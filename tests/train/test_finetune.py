@@ -12,10 +12,10 @@ from vmamba.models import VSSM
 from vmamba.tasks.classification.task import Classification
 from vmamba.tasks.trained import load_trained
 from vmamba.tasks.vssm_models import vssm_parts
-from vmamba.train.config import TrainConfig
-from vmamba.train.finetune import freeze_stages, hold_still, load_init, train_head_only
-from vmamba.train.optimizer import make_optimizer
+from vmamba.train.loop.finetune import freeze_stages, hold_still, load_init, train_head_only
+from vmamba.train.loop.optimizer import make_optimizer
 from vmamba.train.run import train
+from vmamba.train.settings.config import TrainConfig
 from vmamba.weights import save_weights
 
 TINY = {"dims": 8, "depths": [1, 1], "num_classes": 4, "forward_type": "v05_noz", "ssm_d_state": 1}

@@ -17,14 +17,14 @@ from rich.console import Console
 from vmamba.data import DataConfig
 from vmamba.errors import ConfigError
 from vmamba.tasks.classification.task import Classification
-from vmamba.train import trackers
 from vmamba.train.accelerator import accelerator_for
-from vmamba.train.config import TrainConfig
-from vmamba.train.gauges import Gauges
-from vmamba.train.report import Reporter
-from vmamba.train.rows import EpochRow
+from vmamba.train.folder.run_folder import RunFolder
+from vmamba.train.loop.gauges import Gauges
+from vmamba.train.reports import trackers
+from vmamba.train.reports.report import Reporter
+from vmamba.train.reports.rows import EpochRow
 from vmamba.train.run import train
-from vmamba.train.run_folder import RunFolder
+from vmamba.train.settings.config import TrainConfig
 
 MODEL: dict[str, Any] = {"dims": [8, 16], "depths": [1, 1]}
 

@@ -25,17 +25,17 @@ from torch.utils.data import DataLoader, get_worker_info
 from vmamba.data import Augmentation, DataConfig, TransformedImages
 from vmamba.errors import CheckpointError, ConfigError, OutputError, TrainingError, TrainingStopped
 from vmamba.tasks.classification.objective import CrossEntropy
-from vmamba.train import states
 from vmamba.train.accelerator import accelerator_for
-from vmamba.train.config import TrainConfig
-from vmamba.train.guard import FiniteGuard
-from vmamba.train.loop import Trainer
-from vmamba.train.replay import replay
+from vmamba.train.folder import states
+from vmamba.train.folder.run_folder import RunFolder
+from vmamba.train.loop.guard import FiniteGuard
+from vmamba.train.loop.replay import replay
+from vmamba.train.loop.sampler import EpochSampler, SeededSamples
+from vmamba.train.loop.trainer import Trainer
+from vmamba.train.loop.update import Updater
 from vmamba.train.run import train
-from vmamba.train.run_folder import RunFolder
-from vmamba.train.sampler import EpochSampler, SeededSamples
+from vmamba.train.settings.config import TrainConfig
 from vmamba.train.signals import StopSignals
-from vmamba.train.update import Updater
 from vmamba.train.watch import Watch
 
 

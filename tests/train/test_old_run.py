@@ -22,9 +22,9 @@ from vmamba.evaluate.predict import PredictConfig, predict
 from vmamba.export.exporter import ExportConfig, export
 from vmamba.tasks.run_files import trained_on
 from vmamba.tasks.trained import load_trained
-from vmamba.train.config import TrainConfig
-from vmamba.train.recipe import recipe_for
 from vmamba.train.run import train
+from vmamba.train.settings.config import TrainConfig
+from vmamba.train.settings.recipe import recipe_for
 
 OLD = Path(__file__).parent / "old_run"
 HEADER = "epoch,train_loss,train_accuracy,val_loss,val_accuracy,val_macro_f1,lr,seconds,images_per_second"

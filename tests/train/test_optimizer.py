@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from vmamba import create_model
-from vmamba.train.config import TrainConfig
-from vmamba.train.optimizer import make_optimizer, parameter_groups
+from vmamba.train.loop.optimizer import make_optimizer, parameter_groups
+from vmamba.train.settings.config import TrainConfig
 from vmamba.weights.released import OFFICIAL
 
 #: By model and by parameter, with N for the numbers of stage and block: whether it decays, and how many there are.

@@ -15,12 +15,12 @@ from vmamba.architecture.variants import VARIANTS
 from vmamba.cli import main
 from vmamba.data import Augmentation, DataConfig
 from vmamba.errors import ConfigError, DataError
-from vmamba.train.config import TrainConfig
-from vmamba.train.optimizer import make_scheduler
-from vmamba.train.recipe_files import read_recipe, recipe_names
-from vmamba.train.resume import resumed_config
+from vmamba.train.folder.resume import resumed_config
+from vmamba.train.folder.run_folder import RunFolder
+from vmamba.train.loop.optimizer import make_scheduler
 from vmamba.train.run import train
-from vmamba.train.run_folder import RunFolder
+from vmamba.train.settings.config import TrainConfig
+from vmamba.train.settings.recipe_files import read_recipe, recipe_names
 from vmamba.weights.released import OFFICIAL
 
 #: classification/config.py of upstream, whose rates are for 512 images.

@@ -30,12 +30,12 @@ from vmamba.tasks.classification.objective import CrossEntropy
 from vmamba.tasks.classification.scores import ScoreCounter
 from vmamba.tasks.trained import load_trained
 from vmamba.train.accelerator import accelerator_for
-from vmamba.train.config import TrainConfig
-from vmamba.train.guard import FiniteGuard
-from vmamba.train.loop import Trainer
-from vmamba.train.resume import resumed_config
+from vmamba.train.folder.resume import resumed_config
+from vmamba.train.folder.run_folder import RunFolder
+from vmamba.train.loop.guard import FiniteGuard
+from vmamba.train.loop.trainer import Trainer
 from vmamba.train.run import train
-from vmamba.train.run_folder import RunFolder
+from vmamba.train.settings.config import TrainConfig
 
 #: Columns that differ from one run to the next.
 

@@ -26,7 +26,7 @@ def _demo(values: Namespace) -> int:
 
 
 def _train_options(parser: CommandParser) -> None:
-    from vmamba.train.config import TrainConfig
+    from vmamba.train.settings.config import TrainConfig
 
     parser.add_group(TrainConfig)
 
@@ -34,7 +34,7 @@ def _train_options(parser: CommandParser) -> None:
 def _train_given(given: Namespace) -> None:
     """Images of a run to go on with, or of a recipe, are of its data set where none is named."""
     from vmamba.tasks.run_files import trained_on
-    from vmamba.train.recipe_files import recipe_dataset
+    from vmamba.train.settings.recipe_files import recipe_dataset
 
     if "data" not in given or "data.dataset" in given:
         return
@@ -48,16 +48,16 @@ def _train_given(given: Namespace) -> None:
 
 
 def _train(values: Namespace) -> int:
-    from vmamba.train.config import TrainConfig
     from vmamba.train.run import train
+    from vmamba.train.settings.config import TrainConfig
 
     train(build(TrainConfig, values), console())
     return 0
 
 
 def _train_explain(values: Namespace) -> tuple[dict[str, Any], dict[str, str]]:
-    from vmamba.train.config import TrainConfig
-    from vmamba.train.origins import explained
+    from vmamba.train.settings.config import TrainConfig
+    from vmamba.train.settings.origins import explained
 
     return explained(build(TrainConfig, values))
 

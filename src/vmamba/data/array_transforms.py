@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from vmamba.data.arrays import Pixels
     from vmamba.data.preprocessing import Augmentation, Preprocessing
+    from vmamba.data.reading.arrays import Pixels
 
 
 class ArrayTransform:

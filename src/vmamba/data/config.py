@@ -7,8 +7,8 @@ from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from vmamba.data.images import mode_of
 from vmamba.data.preprocessing import Augmentation, Preprocessing
+from vmamba.data.reading.images import mode_of
 from vmamba.errors import ConfigError, nearest
 from vmamba.given import remembers_given
 

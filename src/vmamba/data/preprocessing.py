@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from vmamba.data.array_transforms import ArrayTransform
-from vmamba.data.images import convert, mode_of
+from vmamba.data.reading.images import convert, mode_of
 from vmamba.errors import ConfigError, nearest
 from vmamba.given import remembers_given
 
@@ -77,7 +77,7 @@ class Preprocessing:
         std: Divided by, per channel.
         interpolation: How images are resized: bicubic, bilinear or nearest.
         crop_pct: For evaluation the shorter side is resized to image_size / crop_pct and the centre cropped.
-        full_depth: Whether images are float arrays as `vmamba.data.arrays` reads them, not 8-bit grey or RGB.
+        full_depth: Whether images are float arrays as `vmamba.data.reading.arrays` reads them, not 8-bit grey or RGB.
     """
 
     image_size: int | tuple[int, int]

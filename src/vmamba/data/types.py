@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vmamba.data.file_images import FaultLog
-from vmamba.data.images import UnreadableImageError
 from vmamba.data.preprocessing import ImageTransform, Preprocessing
+from vmamba.data.reading.file_images import FaultLog
+from vmamba.data.reading.images import UnreadableImageError
 from vmamba.errors import DataError
 
 #: The label of an image that could not be read, where it must not be counted.

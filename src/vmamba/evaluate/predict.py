@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vmamba.data import IMAGE_SUFFIXES
-from vmamba.data.arrays import ARRAY_SUFFIXES
-from vmamba.data.tar_index import index_tar
+from vmamba.data.reading.arrays import ARRAY_SUFFIXES
+from vmamba.data.reading.tar_index import index_tar
 from vmamba.errors import ConfigError, DataError
 from vmamba.evaluate.features import watch_head, write_features
 from vmamba.evaluate.journal import Journal, Record

@@ -23,7 +23,7 @@ from vmamba.data import (
     load_splits,
     read_image,
 )
-from vmamba.data.arrays import read_pixels
+from vmamba.data.reading.arrays import read_pixels
 from vmamba.tasks.classification.labels import in_order
 from vmamba.tasks.protocol import ModelParts, Settings
 from vmamba.tasks.vssm_models import build_vssm, check_image_size, vssm_from_metadata, vssm_metadata, vssm_parts

@@ -58,7 +58,7 @@ class Metric:
 
 
 class Settings(Protocol):
-    """What a task may read of a training configuration; `vmamba.train.config.TrainConfig`, resolved, is one."""
+    """What a task may read of a training configuration: of a resolved `TrainConfig`."""
 
     @property
     def model(self) -> str:

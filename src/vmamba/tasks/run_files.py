@@ -1,6 +1,6 @@
 """What anybody may need of a training run's folder: the names of its files, and the images it was trained on.
 
-`vmamba.train.run_folder` writes them; evaluation and export read them, and may not know how training works.
+`vmamba.train.folder.run_folder` writes them; evaluation and export read them, and may not know how training works.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ class _Train(ModuleType):
                 fields.
             augmentation: random changes to them: an `Augmentation` or a mapping of its fields.
             console: a `rich.console.Console` to report progress to; silent without.
-            fields: any other field of `vmamba.train.config.TrainConfig`, such as ``model``, ``recipe`` or ``epochs``.
+            fields: any other field of `vmamba.train.settings.config.TrainConfig`, such as ``model``, ``recipe`` or
+                ``epochs``.
 
         Returns:
             The run's folder, its best epoch's figures, and what those weights do on the test images.

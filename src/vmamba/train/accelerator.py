@@ -11,8 +11,8 @@ import torch
 
 from vmamba.errors import ConfigError
 from vmamba.evaluate.processes import made_by_one
-from vmamba.train.config import TrainConfig
-from vmamba.train.trackers import tracker_names
+from vmamba.train.reports.trackers import tracker_names
+from vmamba.train.settings.config import TrainConfig
 
 Made = TypeVar("Made")
 

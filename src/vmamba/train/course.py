@@ -18,17 +18,17 @@ from vmamba.output import create_folder
 from vmamba.tasks.protocol import Measurement, Subsets, Task
 from vmamba.tasks.trained import load_trained, save_trained, weight_metadata
 from vmamba.train.accelerator import from_main
-from vmamba.train.config import TrainConfig
-from vmamba.train.curves import curves_figure
-from vmamba.train.guard import Fault
-from vmamba.train.loop import Hooks, Trainer
-from vmamba.train.replay import write_replay
-from vmamba.train.report import Reporter
-from vmamba.train.resume import check_epochs, check_same_data, check_same_settings, deciding_settings
-from vmamba.train.rows import EpochRow, rank
-from vmamba.train.run_folder import RunFolder
+from vmamba.train.folder.resume import check_epochs, check_same_data, check_same_settings, deciding_settings
+from vmamba.train.folder.run_folder import RunFolder
+from vmamba.train.loop.guard import Fault
+from vmamba.train.loop.replay import write_replay
+from vmamba.train.loop.trainer import Hooks, Trainer
+from vmamba.train.reports.curves import curves_figure
+from vmamba.train.reports.report import Reporter
+from vmamba.train.reports.rows import EpochRow, rank
+from vmamba.train.reports.trackers import Trackers
+from vmamba.train.settings.config import TrainConfig
 from vmamba.train.signals import StopSignals
-from vmamba.train.trackers import Trackers
 from vmamba.train.watch import Decision, Watch
 from vmamba.weights import read_weights
 
@@ -253,7 +253,7 @@ class Course(Hooks):
             write_replay(self.folder.replay, self.trainer, self.subsets, fault, self.main)
             raise TrainingError(
                 f"{fault}. What was saved before is kept, and {self.folder.replay.name} holds the step's samples, "
-                "weights and generators: vmamba.train.replay computes it again. Start again with a lower lr or a "
+                "weights and generators: vmamba.train.loop.replay computes it again. Start again with a lower lr or a "
                 "longer warm-up, or with mixed_precision=no if it is on; or go on with skip_nonfinite, which leaves "
                 "such updates out"
             )

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from vmamba.data import Augmentation
 from vmamba.tasks.keywords import as_data, from_keywords
 from vmamba.tasks.run_files import trained_on
-from vmamba.train.config import TrainConfig
-from vmamba.train.recipe_files import recipe_dataset
 from vmamba.train.run import TrainResult, train
+from vmamba.train.settings.config import TrainConfig
+from vmamba.train.settings.recipe_files import recipe_dataset
 
 if TYPE_CHECKING:
     from rich.console import Console

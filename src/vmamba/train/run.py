@@ -14,13 +14,13 @@ from vmamba.models import model_config
 from vmamba.output import check_writable_folder
 from vmamba.tasks.protocol import Measurement
 from vmamba.train.accelerator import accelerator_for, from_main
-from vmamba.train.config import TrainConfig
 from vmamba.train.course import Course, go_on
-from vmamba.train.loop import Trainer
+from vmamba.train.folder.resume import decided, resumed_config
+from vmamba.train.folder.run_folder import RunFolder, new_run_folder
+from vmamba.train.loop.trainer import Trainer
 from vmamba.train.processes import others_answer
-from vmamba.train.report import Reporter
-from vmamba.train.resume import decided, resumed_config
-from vmamba.train.run_folder import RunFolder, new_run_folder
+from vmamba.train.reports.report import Reporter
+from vmamba.train.settings.config import TrainConfig
 from vmamba.train.signals import StopSignals
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vmamba.train.config import TrainConfig
+from vmamba.train.settings.config import TrainConfig
 from vmamba.train.signals import StopSignals
 
 

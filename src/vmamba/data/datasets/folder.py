@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from vmamba.data.config import DataConfig, preprocessing_for
-from vmamba.data.file_images import FileImages, fault_finder, find_faults, measured_channels, suffixes_for
-from vmamba.data.files import FileList, image_names, list_folders, visible
-from vmamba.data.images import IMAGE_SUFFIXES
+from vmamba.data.reading.file_images import FileImages, fault_finder, find_faults, measured_channels, suffixes_for
+from vmamba.data.reading.files import FileList, image_names, list_folders, visible
+from vmamba.data.reading.images import IMAGE_SUFFIXES
 from vmamba.data.splits import FRACTIONS, stratified_split
 from vmamba.data.types import Splits
 from vmamba.errors import DataError

@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vmamba.data.config import DataConfig, preprocessing_for
-from vmamba.data.file_images import FileImages, find_faults
-from vmamba.data.files import FileList
-from vmamba.data.images import IMAGE_SUFFIXES, mode_of
+from vmamba.data.reading.file_images import FileImages, find_faults
+from vmamba.data.reading.files import FileList
+from vmamba.data.reading.images import IMAGE_SUFFIXES, mode_of
+from vmamba.data.reading.tar_index import Place, index_tar, read_bytes
 from vmamba.data.splits import stratified_split
-from vmamba.data.tar_index import Place, index_tar, read_bytes
 from vmamba.data.types import Splits
 from vmamba.errors import DataError
 

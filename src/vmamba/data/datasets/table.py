@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vmamba.data.config import DataConfig, preprocessing_for
-from vmamba.data.file_images import FileImages, fault_finder, find_faults, measured_channels
-from vmamba.data.files import FileList
+from vmamba.data.reading.file_images import FileImages, fault_finder, find_faults, measured_channels
+from vmamba.data.reading.files import FileList
 from vmamba.data.splits import FRACTIONS, stratified_split
 from vmamba.data.types import Splits
 from vmamba.errors import DataError, nearest

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from vmamba.data.arrays import preview
+from vmamba.data.reading.arrays import preview
 from vmamba.tasks.classification.prediction import Prediction, right_of
 
 if TYPE_CHECKING:

@@ -16,15 +16,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vmamba.errors import ConfigError, TrainingError
 from vmamba.tasks.protocol import Measurement, Subsets, Task
 from vmamba.train.accelerator import from_main
-from vmamba.train.config import TrainConfig
-from vmamba.train.finetune import freeze_stages, hold_still, init_file, load_init, train_head_only
-from vmamba.train.gauges import Gauges, Readings
-from vmamba.train.guard import Fault, FiniteGuard
-from vmamba.train.optimizer import make_optimizer, make_scheduler
-from vmamba.train.rng import restore_rng_state, rng_state, seed_everything
-from vmamba.train.sampler import EpochSampler, SeededSamples
+from vmamba.train.loop.finetune import freeze_stages, hold_still, init_file, load_init, train_head_only
+from vmamba.train.loop.gauges import Gauges, Readings
+from vmamba.train.loop.guard import Fault, FiniteGuard
+from vmamba.train.loop.optimizer import make_optimizer, make_scheduler
+from vmamba.train.loop.rng import restore_rng_state, rng_state, seed_everything
+from vmamba.train.loop.sampler import EpochSampler, SeededSamples
+from vmamba.train.loop.update import RunningSums, UpdateGroup, Updater
+from vmamba.train.settings.config import TrainConfig
 from vmamba.train.signals import leave_signals_to_main
-from vmamba.train.update import RunningSums, UpdateGroup, Updater
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Trainer:
         seed_everything(config.seed, 1 + accelerator.process_index)
 
         self._sampler = EpochSampler(len(subsets.train), config.seed)
-        #: The training samples by `vmamba.train.sampler.Key`.
+        #: The training samples by `vmamba.train.loop.sampler.Key`.
         self.samples = SeededSamples(task.dataset(subsets.train, config.augmentation), config.seed)
         loader = self._loader(self.samples, self._sampler)
 

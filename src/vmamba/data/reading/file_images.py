@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vmamba.data.arrays import ARRAY_SUFFIXES, array_fault, channel_statistics, read_pixels
 from vmamba.data.config import DataConfig
-from vmamba.data.files import FileList, spread
-from vmamba.data.images import IMAGE_SUFFIXES, UnreadableImageError, image_fault, read_image
+from vmamba.data.reading.arrays import ARRAY_SUFFIXES, array_fault, channel_statistics, read_pixels
+from vmamba.data.reading.files import FileList, spread
+from vmamba.data.reading.images import IMAGE_SUFFIXES, UnreadableImageError, image_fault, read_image
 
 #: Files that ``verify="sample"`` decodes before anything else.
 VERIFIED = 1000

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from vmamba.train.rng import kept_generators, seed_for_sample
+from vmamba.train.loop.rng import kept_generators, seed_for_sample
 
 #: Epoch and index of a sample. The epoch travels with the index because loading processes may outlive an epoch.
 Key = tuple[int, int]

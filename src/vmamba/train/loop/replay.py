@@ -15,12 +15,12 @@ from vmamba.errors import CheckpointError, ConfigError
 from vmamba.output import write_atomically
 from vmamba.tasks.protocol import Subsets
 from vmamba.train.accelerator import accelerator_for
-from vmamba.train.guard import Fault
-from vmamba.train.loop import Trainer
-from vmamba.train.rng import restore_rng_state
-from vmamba.train.run_folder import RunFolder
-from vmamba.train.states import read_tensors, write_tensors
-from vmamba.train.update import UpdateGroup
+from vmamba.train.folder.run_folder import RunFolder
+from vmamba.train.folder.states import read_tensors, write_tensors
+from vmamba.train.loop.guard import Fault
+from vmamba.train.loop.rng import restore_rng_state
+from vmamba.train.loop.trainer import Trainer
+from vmamba.train.loop.update import UpdateGroup
 
 
 @dataclass(frozen=True)

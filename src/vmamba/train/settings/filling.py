@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from vmamba.given import given_fields
 from vmamba.tasks.run_files import typed
-from vmamba.train.recipe import Recipe
-from vmamba.train.recipe_files import GROUPS, read_recipe
+from vmamba.train.settings.recipe import Recipe
+from vmamba.train.settings.recipe_files import GROUPS, read_recipe
 
 if TYPE_CHECKING:
-    from vmamba.train.config import TrainConfig
+    from vmamba.train.settings.config import TrainConfig
 
 #: Rates that may be given as they are, or for 1024 images an update; the former holds where both are there.
 RATES = ("lr", "min_lr", "warmup_lr")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vmamba.errors import ConfigError, nearest
-from vmamba.train.config import TrainConfig
-from vmamba.train.resume import flat
-from vmamba.train.rows import EpochRow
+from vmamba.train.folder.resume import flat
+from vmamba.train.reports.rows import EpochRow
+from vmamba.train.settings.config import TrainConfig
 
 #: The folder, inside a run's, of trackers that write files; one inside it has the project's name.
 FOLDER = "logs"

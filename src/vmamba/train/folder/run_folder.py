@@ -13,9 +13,9 @@ from vmamba.errors import OutputError
 from vmamba.output import check_writable_folder, write_atomically
 from vmamba.tasks.protocol import Task
 from vmamba.tasks.run_files import typed
-from vmamba.train.config import TrainConfig
-from vmamba.train.rows import EpochRow, columns
-from vmamba.train.states import SavedStates
+from vmamba.train.folder.states import SavedStates
+from vmamba.train.reports.rows import EpochRow, columns
+from vmamba.train.settings.config import TrainConfig
 from vmamba.version import __version__
 
 
@@ -26,7 +26,7 @@ class RunFolder(SavedStates):
         super().__init__(path)
         self.metrics = path / "metrics.csv"
         self.curves = path / "curves.png"
-        #: What `vmamba.train.replay.replay` needs to compute again a loss that was not finite.
+        #: What `vmamba.train.loop.replay.replay` needs to compute again a loss that was not finite.
         self.replay = path / "replay.pt"
 
     def picture(self, name: str) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vmamba.train.rng import rng_state
+from vmamba.train.loop.rng import rng_state
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vmamba.data.images import IMAGE_SUFFIXES
+from vmamba.data.reading.images import IMAGE_SUFFIXES
 
 #: Files whose sizes go into a fingerprint, spread evenly: a million looks at a network's disk would take minutes.
 SIZES_SEEN = 10_000

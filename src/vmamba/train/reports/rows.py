@@ -26,7 +26,7 @@ class EpochRow:
         lr: at the epoch's last update.
         seconds: of the whole epoch.
         images_per_second: in training.
-        grad_norm, memory_mib, data_wait: see `vmamba.train.gauges.Readings`.
+        grad_norm, memory_mib, data_wait: see `vmamba.train.loop.gauges.Readings`.
     """
 
     epoch: int

@@ -8,7 +8,7 @@ from typing import IO, Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vmamba.data.tar_index import member
+from vmamba.data.reading.tar_index import member
 from vmamba.errors import ConfigError, DataError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vmamba._torch import move_towards
-from vmamba.train.config import TrainConfig
+from vmamba.train.settings.config import TrainConfig
 
 
 class UpdateGroup:

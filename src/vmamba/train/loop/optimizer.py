@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vmamba.train.config import TrainConfig
+from vmamba.train.settings.config import TrainConfig
 
 #: The scan's own parameters, by the last part of their names: the state's decay, the step's bias, the skip.
 SSM = ("A_logs", "dt_projs_bias", "Ds")

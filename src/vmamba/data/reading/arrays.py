@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, ImageSequence
 
-from vmamba.data.images import UnreadableImageError, read_image, reason_for
+from vmamba.data.reading.images import UnreadableImageError, read_image, reason_for
 from vmamba.errors import DataError
 
 #: Besides what Pillow opens.

@@ -9,8 +9,8 @@ from typing import Any
 
 from vmamba.errors import ConfigError, DataError
 from vmamba.given import given_fields
-from vmamba.train.config import AUTO, TrainConfig
-from vmamba.train.run_folder import BEFORE, RunFolder, config_from_dict
+from vmamba.train.folder.run_folder import BEFORE, RunFolder, config_from_dict
+from vmamba.train.settings.config import AUTO, TrainConfig
 
 #: Fields that may differ from the stored run's: they do not decide what the run is.
 FREE = (

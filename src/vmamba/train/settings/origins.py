@@ -6,12 +6,12 @@ from dataclasses import fields
 from typing import Any
 
 from vmamba.data.preprocessing import Augmentation
-from vmamba.train.config import TrainConfig
-from vmamba.train.filling import rates, recipe_values
-from vmamba.train.recipe import Recipe
-from vmamba.train.recipe_files import recipe_dataset
-from vmamba.train.resume import decided, flat, given_values, resumed_config
-from vmamba.train.run_folder import new_run_folder
+from vmamba.train.folder.resume import decided, flat, given_values, resumed_config
+from vmamba.train.folder.run_folder import new_run_folder
+from vmamba.train.settings.config import TrainConfig
+from vmamba.train.settings.filling import rates, recipe_values
+from vmamba.train.settings.recipe import Recipe
+from vmamba.train.settings.recipe_files import recipe_dataset
 
 
 def explained(config: TrainConfig) -> tuple[dict[str, Any], dict[str, str]]:

@@ -12,8 +12,8 @@ from vmamba.errors import ConfigError
 from vmamba.given import remembers_given
 from vmamba.tasks.protocol import Task
 from vmamba.tasks.registry import DEFAULT, task_type
-from vmamba.train.filling import per_1024, rates, with_defaults, with_recipe
-from vmamba.train.recipe import Recipe, recipe_for
+from vmamba.train.settings.filling import per_1024, rates, with_defaults, with_recipe
+from vmamba.train.settings.recipe import Recipe, recipe_for
 
 #: What ``resume`` says to go on with the run in ``output`` if there is one; a folder of that name is ``./auto``.
 AUTO = Path("auto")

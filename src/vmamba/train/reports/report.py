@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vmamba.tasks.protocol import Metric, Task
-from vmamba.train.rows import EpochRow
+from vmamba.train.reports.rows import EpochRow
 
 if TYPE_CHECKING:
     from rich.console import Console

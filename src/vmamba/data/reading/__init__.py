@@ -1,0 +1,1 @@
+"""Images out of files, archives and arrays."""

@@ -1,0 +1,1 @@
+"""The trainer and its parts: from a batch to new weights."""

@@ -1,0 +1,1 @@
+"""What a run tells: rows, curves, lines on the terminal, trackers."""
