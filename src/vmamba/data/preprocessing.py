@@ -196,9 +196,11 @@ class Preprocessing:
 class _Pipeline:
     """Mode conversion, then a timm transform. A class, so that loader workers can pickle it."""
 
-    def __init__(self, in_chans: int, transform: ImageTransform) -> None:
+    def __init__(self, in_chans: int, transform: Any) -> None:
+        from vmamba.data.image_transforms import quickened
+
         self.in_chans = in_chans
-        self.transform = transform
+        self.transform: ImageTransform = quickened(transform)
 
     def __call__(self, image: Image.Image) -> Tensor:
         return self.transform(convert(image, self.in_chans))

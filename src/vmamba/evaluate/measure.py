@@ -16,6 +16,7 @@ from vmamba.data import DataConfig
 from vmamba.errors import ConfigError, DataError
 from vmamba.evaluate.pictures import save_figure
 from vmamba.evaluate.processes import Processes, processes
+from vmamba.evaluate.progress import Progress
 from vmamba.output import check_writable_file, check_writable_folder, write_json
 from vmamba.tasks.protocol import Measurement, Subsets
 from vmamba.tasks.run_files import trained_on, unknown_images
@@ -41,6 +42,8 @@ class EvaluateConfig:
         json: File for all figures.
         confusion: PNG file for the confusion matrix.
         pictures: Folder for every picture of the result.
+        progress: File that keeps what has been measured so far, written twice a minute and removed at the end. Where
+            it is there already, the measurement goes on from it.
     """
 
     weights: Path
@@ -52,6 +55,7 @@ class EvaluateConfig:
     json: Path | None = None
     confusion: Path | None = None
     pictures: Path | None = None
+    progress: Path | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -86,7 +90,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> Evaluati
         OutputError: a file cannot be written; noticed before anything is computed.
         ConfigError: a picture is asked for that the weights' task does not have.
     """
-    for path in (config.json, config.confusion):
+    for path in (config.json, config.confusion, config.progress):
         if path is not None:
             check_writable_file(path)
     if config.pictures is not None:
@@ -108,20 +112,25 @@ def _evaluate(config: EvaluateConfig, console: Console | None, group: Processes)
         raise DataError(f"the data set has no {split} split; choose another with split=val or split=train")
     samples: Dataset[Any] = ConcatDataset([trained.task.dataset(part) for part in parts if part is not None])
 
+    progress = None if config.progress is None else Progress(config.progress, _asked(trained, subsets, split))
+
     started = time.perf_counter()
-    scores = measure(trained, samples, device, config.batch_size, config.num_workers, group)
+    scores = measure(trained, samples, device, config.batch_size, config.num_workers, group, progress)
     seconds = time.perf_counter() - started
     skipped = [name for names in group.gather(subsets.skipped) for name in names]
+    before = 0 if progress is None else progress.before
     evaluation = Evaluation(
         weights=str(trained.weights_path),
         model=trained.name,
         dataset=data.dataset if data.data_dir is None else f"{data.dataset} {data.data_dir}",
         split=split,
         device=str(device),
-        images_per_second=round(scores.count / seconds, 1),
+        images_per_second=round((scores.count - before) / seconds, 1),
         scores=scores,
     )
     written = group.from_main(lambda: _write(config, evaluation, trained))
+    if progress is not None and group.is_main:
+        progress.close()
     if console is not None:
         show(evaluation, console)
         if skipped:
@@ -130,6 +139,12 @@ def _evaluate(config: EvaluateConfig, console: Console | None, group: Processes)
         for path in written:
             console.print(f"wrote {path}", soft_wrap=True, markup=False)
     return evaluation
+
+
+def _asked(trained: Trained, subsets: Subsets, split: str) -> dict[str, Any]:
+    """What must be the same for an unfinished measurement to be gone on with."""
+    weights = f"{trained.weights_path.resolve()}, {trained.weights_path.stat().st_size} bytes"
+    return {"weights": weights, "images": subsets.fingerprint(), "split": split}
 
 
 def _default_split(trained: Trained, data: DataConfig, subsets: Subsets) -> Literal["val", "test", "all"]:
@@ -147,6 +162,7 @@ def measure(
     batch_size: int = 64,
     num_workers: int = 0,
     group: Processes | None = None,
+    progress: Progress | None = None,
 ) -> Measurement:
     """Run a trained model over samples.
 
@@ -157,16 +173,24 @@ def measure(
         batch_size: samples in one forward pass.
         num_workers: processes that load samples.
         group: the processes among which the batches are dealt out, each to one; the result comes to all.
+        progress: where what is measured is kept, and may have been begun.
+
+    Raises:
+        ConfigError: ``progress`` is of something else.
     """
     device, group = device or torch.device("cpu"), group or Processes()
     task, model = trained.task, trained.model.to(device)
     count = len(samples)  # type: ignore[arg-type]  # of map style
+    meter, start = task.meter(), 0
+    if progress is not None:
+        meter, start = group.from_main(lambda: progress.resume(meter))
+        progress.before = start
     loader: DataLoader[Any] = DataLoader(
-        samples, batch_sampler=group.batches(count, batch_size), num_workers=num_workers, collate_fn=task.collate
+        samples, batch_sampler=group.batches(count, batch_size, start), num_workers=num_workers, collate_fn=task.collate
     )
-    meter, batches = task.meter(), iter(loader)
+    batches = iter(loader)
     with torch.inference_mode():
-        for _ in range(group.rounds(count, batch_size)):
+        for turn in range(group.rounds(count, batch_size, start)):
             batch = next(batches, None)  # the last round may not reach all
             seen = None
             if batch is not None:
@@ -175,6 +199,8 @@ def measure(
             for one in group.gather(seen):
                 if one is not None:
                     meter.update(one)
+            if progress is not None and group.is_main:
+                progress.note(meter, min(start + (turn + 1) * batch_size * group.count, count))
     return group.from_main(meter.measurement)
 
 

@@ -197,7 +197,7 @@ class Measurement(Protocol):
 
 
 class Meter(Protocol):
-    """Collects what a measurement needs, batch by batch."""
+    """Collects what a measurement needs, batch by batch; can be pickled, so that a measurement can be gone on with."""
 
     def observe(self, outputs: Any, batch: Any) -> Any:
         """What must be known of a batch, in a form that can be gathered from several processes.

@@ -51,6 +51,8 @@ def convert(image: Image.Image, in_chans: int) -> Image.Image:
     byte, not clipping at 255, which is what a bare ``Image.convert`` does to them.
     """
     mode = mode_of(in_chans)
+    if type(image) is Image.Image and image.mode == mode and not image.info:
+        return image  # from memory, or converted before
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bits(image)

