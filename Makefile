@@ -40,7 +40,7 @@ test-torch: ## Test with another torch: make test-torch VERSION=2.11.0 [TESTS=te
 	tools/test_torch.sh $(or $(VERSION),$(OLDEST)) -n $(WORKERS) --maxprocesses 4 --dist worksteal \
 	  $(or $(TESTS),$(if $(filter $(OLDEST),$(or $(VERSION),$(OLDEST))),$(EVERY_TORCH),tests))
 
-witnesses: $(VENV)/venv.stamp ## Install mamba-ssm and a client of it into build/witnesses; without, their tests skip
+witnesses: $(VENV)/venv.stamp ## Install mamba-ssm, a client of it and OpenMMLab's libraries into build/witnesses; without, their tests skip
 	@PYTHON=$(BIN)/python tools/witnesses.sh
 
 versions: $(VENV)/native.stamp ## Test with every torch of docs/versions.md and write its table (an hour on two cores)

@@ -28,8 +28,8 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim: int, out_dim: int, norm_layer: str | Callable[[int], nn.Module]) -> None:
         super().__init__()
+        self.reduction = Pointwise(4 * dim, out_dim, bias=False)  # first, as upstream orders the keys
         self.norm = make_norm(norm_layer, 4 * dim)
-        self.reduction = Pointwise(4 * dim, out_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(b, h, w, c) → (b, ⌈h/2⌉, ⌈w/2⌉, c')``."""

@@ -102,6 +102,9 @@ class SS2D(nn.Module):
             raise ConfigError(f"ssm_conv {d_conv} would shrink the map; give an odd number, or one below 2 for none")
         self.channel_first = channel_first
 
+        # Keys come in upstream's order, which optimizer states in its checkpoints follow: the norm first, but in v0.
+        if kind.family != "v0":
+            self.out_norm = make_out_norm(kind.out_norm, d)
         self.in_proj = Pointwise(d_model, 2 * d if kind.gate else d, bias=bias)
         self.act = make_activation(act_layer)
         self.conv2d = (
@@ -123,7 +126,8 @@ class SS2D(nn.Module):
         )
         for name, value in drawn.items():
             self.register_parameter(name, nn.Parameter(value))
-        self.out_norm = make_out_norm(kind.out_norm, d)
+        if kind.family == "v0":
+            self.out_norm = make_out_norm(kind.out_norm, d)
         self.out_act = nn.GELU() if kind.out_act else nn.Identity()
         self.out_proj = Pointwise(d, d_model, bias=bias)
         self.dropout = nn.Dropout(dropout)
