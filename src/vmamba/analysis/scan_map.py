@@ -52,10 +52,15 @@ class ScanMap:
         """Each place's influence by direction, ``(k, h, w)``: the weights' size, averaged over channels."""
         return self.weights.abs().mean(1)
 
-    def merged(self) -> Tensor:
-        """Each place's influence, ``(h, w)``: the size of the directions' sum with the skip, averaged over channels."""
+    def merged(self, skip: bool = True) -> Tensor:
+        """Each place's influence, ``(h, w)``: the size of the directions' sum, averaged over channels.
+
+        Args:
+            skip: whether the query's own input, which goes past the recurrence, is in it. It mostly outweighs the rest.
+        """
         whole = self.weights.sum(0)
-        whole[:, self.query[0], self.query[1]] += self.skip
+        if skip:
+            whole[:, self.query[0], self.query[1]] += self.skip
         return whole.abs().mean(0)
 
 
