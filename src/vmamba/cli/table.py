@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from vmamba.cli.bench import BENCH
 from vmamba.cli.frame import Command, CommandGroup
 from vmamba.cli.info import BACKENDS, MODELS, WARM
+from vmamba.cli.look import CAM, ERF, SCANMAP
 from vmamba.cli.migrate import MIGRATE
 from vmamba.cli.run import RUN
 from vmamba.cli.runs import DEMO, EVAL, EXPORT, PREDICT, TRAIN
@@ -18,6 +19,9 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
     "eval": EVAL,
     "predict": PREDICT,
     "export": EXPORT,
+    "scanmap": SCANMAP,
+    "cam": CAM,
+    "erf": ERF,
     "models": MODELS,
     "weights": WEIGHTS,
     "backends": BACKENDS,

@@ -1,0 +1,74 @@
+"""Grad-CAM (arXiv 1610.02391, §3): which places of the last map speak for a class.
+
+Our maps are channels-last, so the gradients are averaged over axes 1 and 2; tools written for ``(b, c, h, w)`` average
+the wrong ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vmamba.analysis.blocks import trunk_of
+from vmamba.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """What speaks for a class.
+
+    Attributes:
+        label: the class's index.
+        logit: its logit.
+        weights: ``(h, w)``, each place's part in it, 0 or more; the largest is 1, unless nothing speaks for the class.
+    """
+
+    label: int
+    logit: float
+    weights: Tensor
+
+
+def class_map(model: nn.Module, image: Tensor, label: int | None = None, stage: int = -1) -> ClassMap:
+    """Grad-CAM of a class for an image.
+
+    Args:
+        model: a network with one VMamba trunk whose output is ``(b, classes)`` or, for each place, ``(b, classes, H,
+            W)``, whose logits are summed over places. It is run in eval mode and left as it was.
+        image: ``(in_chans, H, W)`` or ``(1, in_chans, H, W)``, preprocessed.
+        label: the class; by default the likeliest.
+        stage: whose last map, from 0; negative ones count from the last.
+
+    Raises:
+        ConfigError: several images, or no such class or stage.
+    """
+    batch = image if image.dim() == 4 else image[None]
+    if batch.dim() != 4 or len(batch) != 1:
+        raise ConfigError(f"a class map is of one image (in_chans, H, W), given {tuple(image.shape)}")
+    stages = list(trunk_of(model).stages())
+    if not -len(stages) <= stage < len(stages):
+        raise ConfigError(f"stage={stage}: the model has {len(stages)}, so want {-len(stages)} to {len(stages) - 1}")
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        kept.append(output.detach().requires_grad_(True))  # so that gradients reach this map and go no further
+        return kept[0]
+
+    hook = stages[stage].blocks.register_forward_hook(keep)
+    training = model.training
+    try:
+        with torch.enable_grad():
+            logits = model.eval()(batch)
+            if not isinstance(logits, Tensor) or logits.dim() not in (2, 4):
+                raise ConfigError(f"a {type(model).__name__} gives no logits of classes, so no class can be mapped")
+            logits = logits[0] if logits.dim() == 2 else logits[0].sum((1, 2))
+            if label is not None and not 0 <= label < len(logits):
+                raise ConfigError(f"label={label}: the model has {len(logits)} classes, from 0")
+            chosen = int(logits.argmax()) if label is None else label
+            (gradient,) = torch.autograd.grad(logits[chosen], kept[0])
+    finally:
+        hook.remove()
+        model.train(training)
+    speaks = (kept[0] * gradient.mean((1, 2), keepdim=True)).sum(-1)[0].detach().relu()
+    return ClassMap(chosen, float(logits[chosen].detach()), speaks / speaks.max().clamp(min=torch.finfo().tiny))

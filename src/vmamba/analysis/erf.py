@@ -1,0 +1,152 @@
+"""Effective receptive fields (arXiv 1701.04128): how much each pixel moves the middle of a network's last map.
+
+As in VMamba's figure 5 (arXiv 2401.10166, §5.4): the gradient of the middle place, summed over channels, with respect
+to the image; its size summed over colours and averaged over images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vmamba.analysis.blocks import trunk_of
+from vmamba.errors import ConfigError
+from vmamba.models.trunk import Trunk
+
+#: Shares of the whole influence whose areas are told.
+SHARES = (0.2, 0.3, 0.5, 0.99)
+
+#: From a batch of images to the last map, ``(b, c, h, w)``.
+Features = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """What a network's middle place sees.
+
+    Attributes:
+        name: the network's.
+        influence: ``(H, W)``: each pixel's, averaged over the images; float64, on the CPU, not scaled.
+        images: how many.
+    """
+
+    name: str
+    influence: Tensor
+    images: int
+
+    def area(self, share: float) -> float:
+        """The smallest centred square or rectangle of the image's shape that holds ``share`` of all influence.
+
+        Returns:
+            Its area, as a share of the image's. Small: the network looks at the middle; near 1: everywhere.
+
+        Raises:
+            ConfigError: ``share`` is not above 0 and at most 1.
+        """
+        if not 0 < share <= 1:
+            raise ConfigError(f"share={share}: want a part of the whole, above 0 and up to 1")
+        height, width = self.influence.shape
+        rows = (torch.arange(height, dtype=torch.float64) + 0.5 - height / 2).abs() / (height / 2)
+        columns = (torch.arange(width, dtype=torch.float64) + 0.5 - width / 2).abs() / (width / 2)
+        # Of each pixel, the half side of the smallest rectangle that holds its centre, as a share of the image's.
+        side, order = torch.maximum(rows[:, None], columns[None, :]).flatten().sort(stable=True)
+        held = self.influence.flatten()[order].cumsum(0)
+        # Half a pixel beyond the centre of the last one that is needed.
+        place = int(torch.searchsorted(held, share * held[-1]).clamp(max=len(side) - 1))
+        return min(float(side[place]) + 1 / min(height, width), 1.0) ** 2
+
+    def areas(self) -> dict[float, float]:
+        """`area` for 20, 30, 50 and 99 % of the influence."""
+        return {share: self.area(share) for share in SHARES}
+
+
+def receptive_field(model: nn.Module | Features, images: Iterable[Tensor], name: str = "") -> ReceptiveField:
+    """The effective receptive field of the middle place of a network's last map.
+
+    Args:
+        model: a network with a VMamba trunk; or any function from images ``(b, in_chans, H, W)`` to a map
+            ``(b, c, h, w)``, such as `timm_features` makes. A module is run in eval mode and left as it was.
+        images: batches ``(b, in_chans, H, W)`` of one size, preprocessed.
+        name: what plots call it.
+
+    Raises:
+        ConfigError: no image, images of several sizes, or a function that gives no map.
+    """
+    module = model if isinstance(model, nn.Module) else None
+    features = _trunk_features(trunk_of(module)) if module is not None else model
+    training = module is not None and module.training
+    if module is not None:
+        module.eval()
+    total, count = torch.zeros(0), 0
+    try:
+        for batch in images:
+            found = _influence(features, batch)
+            if count and total.shape != found.shape:
+                raise ConfigError(f"images of {tuple(total.shape)} and {tuple(found.shape)} pixels; give one size")
+            total = total + found if count else found
+            count += len(batch)
+    finally:
+        if module is not None:
+            module.train(training)
+    if not count:
+        raise ConfigError("a receptive field is an average over images; none was given")
+    return ReceptiveField(name or type(model).__name__, total / count, count)
+
+
+def _influence(features: Features, batch: Tensor) -> Tensor:
+    """Of each pixel, summed over the batch's images."""
+    with torch.enable_grad():
+        pixels = batch.detach().requires_grad_(True)
+        maps = features(pixels)
+        if maps.dim() != 4:
+            raise ConfigError(f"the network gives {tuple(maps.shape)}, not a map (b, c, h, w), so it has no middle")
+        middle = maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2].sum()
+        (gradient,) = torch.autograd.grad(middle, pixels)
+    return gradient.abs().sum((0, 1)).double().cpu()
+
+
+def _trunk_features(trunk: Trunk) -> Features:
+    def features(images: Tensor) -> Tensor:
+        x = trunk.embed(images)
+        stages = list(trunk.stages())
+        for i, stage in enumerate(stages):
+            x = stage.blocks(x)
+            x = x if i == len(stages) - 1 else stage.downsample(x)
+        return x.permute(0, 3, 1, 2)
+
+    return features
+
+
+def timm_features(name: str, pretrained: bool = False, in_chans: int = 3, image_size: int | None = None) -> Features:
+    """The last map of any of timm's networks that has maps, such as ``resnet50`` or ``swin_tiny_patch4_window7_224``.
+
+    Args:
+        name: the network's.
+        pretrained: with timm's trained weights, which are downloaded, or fresh ones.
+        in_chans: of the images.
+        image_size: pixels a side, for networks that are built for one size.
+
+    Raises:
+        ConfigError: timm does not know it, or it has no maps.
+    """
+    import timm
+
+    options = {} if image_size is None else {"img_size": image_size}
+    try:
+        try:
+            network = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, features_only=True, **options)
+        except TypeError:  # for most networks any size will do, and they have no such option
+            network = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, features_only=True)
+    except (RuntimeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"timm cannot make feature maps of {name!r}: {str(error).splitlines()[0]}") from error
+    network.eval()
+    channels = network.feature_info.channels()[-1]
+
+    def features(images: Tensor) -> Tensor:
+        last: Tensor = network(images)[-1]
+        return last if last.shape[1] == channels else last.permute(0, 3, 1, 2)  # Swin's are channels-last
+
+    return features
