@@ -65,12 +65,12 @@ def _learning(model: nn.Module, layer_decay: float) -> Iterator[tuple[str, nn.Pa
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (betas 0.9 and 0.999); where the parameters lie on a CUDA device, as one kernel for all of them."""
+    """AdamW (betas 0.9 and 0.999); on CPUs and CUDA devices in one pass over parameter, gradient and moments."""
     assert config.lr is not None, "a configuration whose learning rate follows the batch: for_processes comes first"
     groups = parameter_groups(model, config)
-    on_cuda = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    fused = {parameter.device.type for group in groups for parameter in group["params"]} <= {"cpu", "cuda"}
     return torch.optim.AdamW(
-        groups, lr=config.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True if on_cuda else None
+        groups, lr=config.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True if fused else None
     )
 
 
