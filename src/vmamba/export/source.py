@@ -17,6 +17,7 @@ from vmamba.errors import CheckpointError, ConfigError, VMambaError, nearest
 from vmamba.heads.segmenter import Segmenter
 from vmamba.models import VSSM
 from vmamba.tasks.classification.task import Classification
+from vmamba.tasks.protocol import Task
 from vmamba.tasks.run_files import trained_on
 from vmamba.tasks.trained import FORMAT, Trained, load_trained, weight_metadata
 from vmamba.version import __version__
@@ -38,6 +39,7 @@ class Source:
         metadata: what the exported file says about itself.
         pixels: real images, ``(b, in_chans, H, W)``.
         described: the weights and the images, in words.
+        task: what it was trained for, where that is known.
         warning: what the user should know about the weights, or None.
     """
 
@@ -47,6 +49,7 @@ class Source:
     metadata: Mapping[str, str]
     pixels: Tensor
     described: str
+    task: Task | None = None
     warning: str | None = None
 
     @property
@@ -91,7 +94,7 @@ def _from_path(path: Path) -> Source:
         pixels, images = _run_images(path, trained)
         described = f"{trained.name} from {trained.weights_path}; {images}"
         metadata = weight_metadata(trained.name, trained.model, trained.task)
-        return Source(trained.model, stem, trained.preprocessing, metadata, pixels, described)
+        return Source(trained.model, stem, trained.preprocessing, metadata, pixels, described, trained.task)
     return _bare(load(path), path.stem, str(path), None)
 
 
@@ -117,11 +120,13 @@ def _bare(model: VSSM | Segmenter, name: str, weights: str, warning: str | None)
         tuple(values if channels == 3 else (sum(values) / 3,) * channels)
         for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     )
+    task: Task | None = None
     metadata: Mapping[str, str]
     if isinstance(model, VSSM):
         preprocessing = Preprocessing(224, channels, mean, std, crop_pct=0.875)
         classes = imagenet_class_names() if count == 1000 else tuple(str(i) for i in range(count))
-        metadata = weight_metadata(name, model, Classification(classes, preprocessing))
+        task = Classification(classes, preprocessing)
+        metadata = weight_metadata(name, model, task)
     else:
         preprocessing = Preprocessing(model.config.imgsize, channels, mean, std, crop_pct=1.0)
         metadata = {
@@ -133,7 +138,7 @@ def _bare(model: VSSM | Segmenter, name: str, weights: str, warning: str | None)
             "preprocessing": json.dumps(preprocessing.to_dict()),
         }
     pixels, images = _photographs(preprocessing)
-    return Source(model, name, preprocessing, metadata, pixels, f"{name} with {weights}; {images}", warning)
+    return Source(model, name, preprocessing, metadata, pixels, f"{name} with {weights}; {images}", task, warning)
 
 
 def _run_images(path: Path, trained: Trained) -> tuple[Tensor, str]:
