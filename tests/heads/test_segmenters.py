@@ -203,7 +203,7 @@ def test_an_auxiliary_head_of_another_form() -> None:
         ("decode_head", {"chanels": 4}, "did you mean 'channels'"),
         ("decode_head", {"num_classes": 6}, "num_classes"),
         ("auxiliary_head", {"in_index": 4}, "in_index 4"),
-        ("auxiliary_head", {"kernel_size": 2}, "kernel_size must be odd"),
+        ("auxiliary_head", {"kernel_size": 2}, "kernel_size 2 must be odd"),
         ("backbone", {"type": "ResNet"}, "want MM_VSSM or Backbone_VSSM"),
         ("backbone", {"depth": 3}, "did you mean 'depths'"),
     ],
