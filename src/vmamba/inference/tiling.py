@@ -212,7 +212,7 @@ class _Slide(Scores):
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin: every ``stride`` pixels, the last one shifted back inside; ``length`` is a window or more."""
+    """Where windows begin: every ``stride`` pixels, the last shifted back inside; ``length`` is a window or more."""
     last = length - window
     return [*range(0, last, stride), last]
 

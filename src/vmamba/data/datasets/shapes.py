@@ -2,7 +2,8 @@
 
 Nothing but the outline tells a shape's class: colours, sizes, places and turns are drawn alike for all three, and
 shapes lie upon each other. A sample depends on its part, the seed and its index alone, so that any can be made by
-itself, by any process. Masks are drawn in integers and all noise in exact fractions: every machine makes the same pixels.
+itself, by any process. Masks are drawn in integers and all noise in exact fractions: every machine makes the same
+pixels.
 """
 
 from __future__ import annotations
