@@ -1,0 +1,8 @@
+"""Decoders: networks that give every pixel a class."""
+
+from vmamba.architecture.segmenters import SegmenterConfig
+from vmamba.heads.losses import segmentation_loss
+from vmamba.heads.protocol import SegmentationModel
+from vmamba.heads.segmenter import Segmenter, UPerNet, build_segmenter
+
+__all__ = ["SegmentationModel", "Segmenter", "SegmenterConfig", "UPerNet", "build_segmenter", "segmentation_loss"]
