@@ -23,7 +23,7 @@ SIZE = 256
 #: Shapes in an image, at most.
 MOST = 6
 #: Samples in each part. Parts draw from streams of their own, whatever the seed.
-SIZES = {"train": 2048, "val": 128, "test": 256}
+SIZES = {"train": 2048, "val": 64, "test": 128}
 
 #: Of a shape's radius, as shares of the image's side.
 _RADII = (1 / 16, 1 / 5)

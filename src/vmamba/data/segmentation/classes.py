@@ -60,8 +60,8 @@ def pixel_classes(given: Any) -> PixelClasses:
     """Classes as a configuration names them.
 
     Args:
-        given: `PixelClasses`; ``"ade20k"``; a list of names; or a file: one name a line, or a CSV table with the columns name and, if
-            there are colours, red, green and blue.
+        given: `PixelClasses`; ``"ade20k"``; a list of names; or a file: one name a line, or a CSV table with the
+            columns name and, if there are colours, red, green and blue.
 
     Raises:
         ConfigError: it is none of these, there are fewer than two, or two have one name.

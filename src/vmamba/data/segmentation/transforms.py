@@ -144,7 +144,8 @@ class TrainTransform:
         a, p = self.augmentation, self.preprocessing
         pixels = to_tensor(image)
         factor = float(torch.empty(()).uniform_(*a.scale)) if a.scale[0] < a.scale[1] else a.scale[0]
-        size = self.resizing.size(*labels.shape, factor)
+        height, width = labels.shape
+        size = self.resizing.size(height, width, factor)
         pixels = resized(pixels, size)
         # Nearest, with the same centres as the image's pixels; no library resizes uint16.
         mask = torch.from_numpy(labels.astype(np.int32))[None]
@@ -175,10 +176,9 @@ class TrainTransform:
 
 
 def _photometric(strength: float, channels: int) -> Callable[[Any], Any] | None:
-    from torchvision.transforms import v2
-
     if strength == 0:
         return None
+    from torchvision.transforms import v2
 
     def around(width: float) -> tuple[float, float]:
         return max(0.0, 1 - width * strength), 1 + width * strength
@@ -186,7 +186,8 @@ def _photometric(strength: float, channels: int) -> Callable[[Any], Any] | None:
     changes: list[Any] = [v2.ColorJitter(brightness=around(1 / 8)), v2.ColorJitter(contrast=around(1 / 2))]
     if channels == 3:
         changes += [v2.ColorJitter(saturation=around(1 / 2)), v2.ColorJitter(hue=min(0.5, 0.05 * strength))]
-    return v2.Compose([v2.RandomApply([change], p=0.5) for change in changes])
+    combined: Callable[[Any], Any] = v2.Compose([v2.RandomApply([change], p=0.5) for change in changes])
+    return combined
 
 
 class EvalTransform:

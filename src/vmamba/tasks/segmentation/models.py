@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vmamba.architecture.segmenter_variants import segmenter_config
 from vmamba.data import Preprocessing
 from vmamba.errors import ConfigError
 from vmamba.heads import build_segmenter
-from vmamba.models import create_model
+from vmamba.models import VARIANTS
 from vmamba.tasks.protocol import ModelParts, Settings
 from vmamba.weights import WeightFile, adapt_to
 
@@ -25,7 +26,8 @@ def create_segmenter(settings: Settings, classes: int, preprocessing: Preprocess
     Raises:
         ConfigError: a model without a decoder.
     """
-    model: nn.Module = create_model(
+    check_segmenter(settings.model, settings.model_options)
+    config = segmenter_config(
         settings.model,
         num_classes=classes,
         in_chans=preprocessing.in_chans,
@@ -34,14 +36,24 @@ def create_segmenter(settings: Settings, classes: int, preprocessing: Preprocess
         selective_scan_backend=settings.selective_scan_backend,
         **{"use_checkpoint": settings.checkpointing, **settings.model_options},
     )
-    if not hasattr(model, "decode_head"):
-        raise ConfigError(
-            f"model={settings.model!r} classifies images; segmentation needs one with a decoder, such as "
-            f"'upernet_{settings.model}' or 'unet_{settings.model}'"
-        )
+    model: nn.Module = build_segmenter(config)
     if torch.distributed.is_initialized() and torch.cuda.is_available():
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model
+
+
+def check_segmenter(name: str, options: Mapping[str, Any]) -> None:
+    """Make sure that there is such a segmenter.
+
+    Raises:
+        ConfigError: an unknown name, a classifier's, or an option that there is not.
+    """
+    if name in VARIANTS:
+        raise ConfigError(
+            f"model={name!r} classifies images; segmentation needs one with a decoder, such as 'upernet_{name}' or "
+            f"'unet_{name}'"
+        )
+    segmenter_config(name, **options)
 
 
 def segmenter_metadata(model: Any, preprocessing: Preprocessing) -> dict[str, str]:
@@ -50,7 +62,7 @@ def segmenter_metadata(model: Any, preprocessing: Preprocessing) -> dict[str, st
 
 
 def segmenter_from_metadata(metadata: Mapping[str, str]) -> nn.Module:
-    """The model that `segmenter_metadata` describes, with fresh weights. Raises ValueError or TypeError as JSON does."""
+    """The model that `segmenter_metadata` describes, with fresh weights. Raises ValueError or TypeError as JSON."""
     model: nn.Module = build_segmenter(json.loads(metadata["config"]))
     return model
 
@@ -69,7 +81,7 @@ def adapt_segmenter(model: Any, weights: WeightFile, classes: Sequence[str], sou
     Raises:
         CheckpointError: they do not fit.
     """
-    own = model.state_dict()
+    own: dict[str, Tensor] = model.state_dict()
     given = weights.state_dict
     if not any(name.startswith("decode_head.") for name in given):
         trunk = adapt_to(given, model.backbone, source)

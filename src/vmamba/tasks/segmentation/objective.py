@@ -32,8 +32,8 @@ class PixelLoss:
     def __init__(self, settings: Settings, options: TrainingOptions, weights: Sequence[float] = ()) -> None:
         if settings.mixup or settings.cutmix or settings.label_smoothing:
             raise ConfigError(
-                f"mixup={settings.mixup}, cutmix={settings.cutmix}, label_smoothing={settings.label_smoothing}: pixels' "
-                "classes are not mixed; give 0 for each"
+                f"mixup={settings.mixup}, cutmix={settings.cutmix}, label_smoothing={settings.label_smoothing}: "
+                "pixels' classes are not mixed; give 0 for each"
             )
         self.options = options
         self.weights = torch.tensor(weights) if weights else None
@@ -53,7 +53,7 @@ class PixelLoss:
         return batch
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> BatchLoss:
-        """Of pixels ``(b, in_chans, H, W)`` and classes ``(b, H, W)``; the figure beside it is the share of right ones."""
+        """Of pixels ``(b, in_chans, H, W)`` and classes ``(b, H, W)``; beside it the share of pixels that are right."""
         pixels, labels = batch
         decode, auxiliary = model(pixels, own_strides=True)
         scores = _at(decode, labels)
@@ -63,7 +63,7 @@ class PixelLoss:
         with torch.no_grad():
             known = labels != self.options.ignore_index
             right = ((scores.argmax(1) == labels) & known).flatten(1).sum(1) / known.flatten(1).sum(1).clamp(min=1)
-        return BatchLoss(loss, len(labels), {"accuracy": right.sum()})
+        return BatchLoss(loss, len(labels), {"aacc": right.sum()})
 
     def _of(self, scores: Tensor, labels: Tensor) -> Tensor:
         weights = None if self.weights is None else self.weights.to(scores)

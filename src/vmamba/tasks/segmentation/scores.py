@@ -1,8 +1,8 @@
 """What a segmenter got right, counted in pixels: the `Meter` and `Measurement` of the task.
 
 IoU and its mean are upstream's: intersections and unions are summed over all images, pixels to be ignored left out, and
-a class that is absent from labels and answers alike is left out of every mean. torchmetrics' ``multiclass_jaccard_index``
-gives the same IoU for each class; its mean counts absent classes, so means are taken here.
+a class that is absent from labels and answers alike is left out of every mean. torchmetrics'
+``multiclass_jaccard_index`` gives the same IoU for each class; its mean counts absent classes, so means are taken here.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from vmamba.tasks.protocol import AnswerSettings, Metric, ModelParts, Settings
 from vmamba.tasks.segmentation.items import CropItems, WholeItems
 from vmamba.tasks.segmentation.models import (
     adapt_segmenter,
+    check_segmenter,
     create_segmenter,
     network,
     segmenter_from_metadata,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LOSS = Metric("loss", "loss", "Loss (nats)")
-ACCURACY = Metric("accuracy", "acc", "Pixels right", digits=2, percent=True, larger_is_better=True)
 MIOU = Metric("miou", "mIoU", "Mean IoU", digits=2, percent=True, larger_is_better=True)
 MACC = Metric("macc", "mAcc", "Mean accuracy", digits=2, percent=True, larger_is_better=True)
 AACC = Metric("aacc", "aAcc", "Pixels right", digits=2, percent=True, larger_is_better=True)
@@ -74,13 +74,13 @@ class Segmentation:
     classes: PixelClasses
     preprocessing: Preprocessing
     masks: MaskFormat
-    inference: InferenceOptions = InferenceOptions()
+    inference: InferenceOptions = field(default_factory=InferenceOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
     class_weights: tuple[float, ...] = ()
     distances: bool = False
 
     name: ClassVar[str] = "segmentation"
-    running: ClassVar[tuple[Metric, ...]] = (LOSS, ACCURACY)
+    running: ClassVar[tuple[Metric, ...]] = (LOSS, AACC)
     metrics: ClassVar[tuple[Metric, ...]] = (MIOU, MACC, AACC, DICE)
     headline: ClassVar[str] = MIOU.name
     described_by: ClassVar[tuple[str, ...]] = ("classes", "preprocessing", "segmentation")
@@ -100,6 +100,11 @@ class Segmentation:
             weights = class_weights(given, names, np.zeros(0, np.int64))
         task = cls(splits.classes, splits.preprocessing, splits.masks, known.inference, known.training, weights)
         return task, splits
+
+    @classmethod
+    def check_model(cls, name: str, options: Mapping[str, Any]) -> None:
+        """A model with a decoder."""
+        check_segmenter(name, options)
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Segmentation:
@@ -230,7 +235,8 @@ class Segmentation:
         """The confusion matrix, in pixels."""
         from vmamba.tasks.classification.confusion import confusion_figure
 
-        return {"confusion": confusion_figure(measurement.confusion, self.classes.names, title)}
+        figure = confusion_figure(measurement.confusion, self.classes.names, title, in_percent=True)
+        return {"confusion": figure}
 
     # --- answering
 
