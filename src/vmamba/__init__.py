@@ -15,10 +15,11 @@ from vmamba.errors import (
     OutputError,
     VMambaError,
 )
+from vmamba.heads import UPerNet
 from vmamba.inference.engines import optimize
 from vmamba.inference.warm import warm
 from vmamba.layers import SS2D, VSSBlock
-from vmamba.models import VSSM, Backbone_VSSM, VSSMConfig, create_model, list_models, load, model_config
+from vmamba.models import VSSM, Backbone_VSSM, VSSMConfig, model_config
 from vmamba.scan import (
     backend,
     cross_merge_fn,
@@ -30,6 +31,7 @@ from vmamba.scan import (
 )
 from vmamba.version import __version__
 from vmamba.weights import infer_config, load_weights, read_weights, save_weights
+from vmamba.zoo import create_model, list_models, load
 
 if TYPE_CHECKING:
     from vmamba.evaluate.door import predict
@@ -44,6 +46,7 @@ __all__ = [
     "DataError",
     "InputError",
     "OutputError",
+    "UPerNet",
     "VMambaError",
     "VSSBlock",
     "VSSMConfig",

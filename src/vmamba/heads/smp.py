@@ -70,8 +70,8 @@ class UNetHead(nn.Module):
 class FPNHead(nn.Module):
     """The feature pyramid's segmentation decoder (arXiv 1901.02446, §3) on four maps.
 
-    The decoder doubles a map's side with each step. Where a side is odd, the finer maps are continued by their last rows
-    and columns to such sizes, and the logits are cut back.
+    The decoder doubles a map's side with each step. Where a side is odd, the finer maps are continued by their last
+    rows and columns to such sizes, and the logits are cut back.
 
     Args:
         config: its options.
