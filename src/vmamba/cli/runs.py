@@ -77,10 +77,9 @@ def _eval_options(parser: CommandParser) -> None:
 
 def _eval_defaults(values: Namespace, given: Namespace) -> dict[str, Any]:
     """The run's own images, for what the user did not give. Another data set does not lie where the run's does."""
-    from vmamba.architecture.segmenter_variants import SEGMENTERS
     from vmamba.tasks.released import is_released_name
     from vmamba.tasks.run_files import trained_on, unknown_images
-    from vmamba.tasks.trained import open_trained
+    from vmamba.tasks.trained import open_trained, own_images_of
 
     own = trained_on(values.weights) if values.weights.exists() else None
     if own is not None:
@@ -95,9 +94,7 @@ def _eval_defaults(values: Namespace, given: Namespace) -> dict[str, Any]:
     # A directory alone means the task's own layout, such as a tree of class folders.
     if given.get("data.data_dir") is None:
         return {}
-    if is_released_name(values.weights):
-        return {"data.dataset": "masks" if str(values.weights) in SEGMENTERS else "folder"}
-    return {"data.dataset": open_trained(values.weights, "cpu")[0].task.own_images}
+    return {"data.dataset": own_images_of(values.weights)}
 
 
 def _eval(values: Namespace) -> int:

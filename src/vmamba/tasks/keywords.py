@@ -41,7 +41,7 @@ def as_data(data: Any, source: str, dataset: str | None = None, own_images: str 
     Args:
         data: one; the name of a data set; the path of a tree of class folders; or a mapping of a `DataConfig`'s fields.
         source: what messages call the caller.
-        dataset: the data set where a mapping names none; else, where it has ``data_dir``, ``own_images``.
+        dataset: the data set where none is named; else, of a folder, ``own_images``.
         own_images: the data set that a folder is.
 
     Raises:
@@ -57,7 +57,7 @@ def as_data(data: Any, source: str, dataset: str | None = None, own_images: str 
                 f"{source}: data={os.fspath(data)!r} is neither a folder nor a data set; data sets: "
                 f"{', '.join(DATASETS)}{nearest(os.fspath(data), DATASETS)}"
             )
-        return DataConfig(own_images, Path(data))
+        return DataConfig(dataset or own_images, Path(data))
     if isinstance(data, Mapping):
         named = dataset or (own_images if data.get("data_dir") is not None else None)
         default = {} if named is None else {"dataset": named}

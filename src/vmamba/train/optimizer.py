@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vmamba.errors import ConfigError
 from vmamba.train.config import TrainConfig
 
 #: The scan's own parameters, by the last part of their names: the state's decay, the step's bias, the skip.
@@ -58,6 +59,8 @@ def _learning(model: nn.Module, layer_decay: float) -> Iterator[tuple[str, nn.Pa
     """Name, parameter, and the factor on its layer's learning rate."""
     layers: dict[str, int] = {}
     if layer_decay != 1.0:
+        if not hasattr(model, "group_matcher"):
+            raise ConfigError(f"layer_decay={layer_decay} is for classifiers; leave it out for {type(model).__name__}")
         from timm.models import group_parameters
 
         layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
