@@ -80,4 +80,5 @@ def _shrunk(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     height, width = labels.shape
     factor = max(1.0, max(height, width) / _THUMBNAIL)
     rows, columns = (((np.arange(max(1, int(n / factor))) + 0.5) * factor).astype(int) for n in (height, width))
-    return labels[rows[:, None].clip(max=height - 1), columns.clip(max=width - 1)]
+    small: npt.NDArray[Any] = labels[rows[:, None].clip(max=height - 1), columns.clip(max=width - 1)]
+    return small
