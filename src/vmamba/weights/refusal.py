@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from vmamba.errors import CheckpointError, ConfigError
 from vmamba.weights.misfits import Misfits, find_misfits
-from vmamba.weights.recognition import recognise
+from vmamba.weights.recognition import Recognised, recognise
+from vmamba.weights.segmenters import recognise_segmenter
 
 #: The layers that give the classes: a classifier's, a segmenter's and its auxiliary head's.
 CLASS_LAYERS = ("classifier.head", "decode_head.conv_seg", "auxiliary_head.conv_seg")
@@ -34,7 +36,10 @@ def _mend(misfits: Misfits, given: Mapping[str, Tensor], own: Mapping[str, Tenso
             f"num_classes={classes}) takes the rest and leaves the model's own head"
         )
     if any(name.startswith(_DENSE) for name in misfits.unexpected):
-        return "they look like a segmenter's or detector's: Backbone_VSSM(pretrained=…) takes the backbone out of them"
+        return (
+            "they look like a segmenter's or detector's: Backbone_VSSM(pretrained=…) takes the backbone out of them, "
+            "vmamba.load(…) builds a whole segmenter"
+        )
     return f"build the model that the weights belong to{_whose(given)}"
 
 
@@ -45,9 +50,12 @@ def _classes(weights: Mapping[str, Tensor]) -> int:
 def _whose(given: Mapping[str, Tensor]) -> str:
     """Which model that is, where it shows."""
     try:
-        found = recognise(given)
+        dense = any(name.startswith(CLASS_LAYERS[1:]) for name in given)
+        found: Recognised[Any] = recognise_segmenter(given) if dense else recognise(given)
     except (CheckpointError, ConfigError):
         return ""
+    if dense:
+        return f", {found}: vmamba.load(…) builds it"
     if found.name is not None:
         return f": they are {found.name}'s, which create_model({found.name!r}, …) and model_config({found.name!r}) know"
     return f", {found}: vmamba.infer_config(…) gives its configuration"
