@@ -10,7 +10,7 @@ from vmamba.cli.info import BACKENDS, MODELS, WARM
 from vmamba.cli.look import CAM, ERF, SCANMAP
 from vmamba.cli.migrate import MIGRATE
 from vmamba.cli.run import RUN
-from vmamba.cli.runs import DEMO, EVAL, EXPORT, PREDICT, TRAIN
+from vmamba.cli.runs import DEMO, EVAL, EXPORT, PREDICT, SEGMENT, TRAIN
 from vmamba.cli.weights import WEIGHTS
 
 COMMANDS: Mapping[str, Command | CommandGroup] = {
@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
     "train": TRAIN,
     "eval": EVAL,
     "predict": PREDICT,
+    "segment": SEGMENT,
     "export": EXPORT,
     "scanmap": SCANMAP,
     "cam": CAM,

@@ -9,11 +9,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from vmamba.data import DataConfig
 from vmamba.evaluate.measure import EvaluateConfig, Evaluation, evaluate
 from vmamba.evaluate.predict import PredictConfig
 from vmamba.evaluate.predict import predict as predict_files
 from vmamba.tasks.keywords import as_data, from_keywords
 from vmamba.tasks.run_files import trained_on
+from vmamba.tasks.trained import own_images_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,14 +29,21 @@ _OF_THE_WEIGHTS = ("image_size", "in_chans")
 def evaluate_by_keywords(weights: Any, data: Any, console: Console | None, fields: Mapping[str, Any]) -> Evaluation:
     """See `vmamba.evaluate`. A mapping changes some fields of the run's own images, as the command's options do."""
     groups: dict[str, Any] = {}
-    if data is not None:
+    if isinstance(data, DataConfig):
+        groups["data"] = data
+    elif data is not None:
         own = trained_on(Path(weights)) if isinstance(data, Mapping) and Path(weights).exists() else None
         if own is not None:
             kept = {name: value for name, value in asdict(own).items() if name not in _OF_THE_WEIGHTS}
             if data.get("dataset", own.dataset) != own.dataset:
                 del kept["data_dir"]  # another data set does not lie where the run's does
             data = {**kept, **data}
-        groups["data"] = as_data(data, "vmamba.evaluate")
+        if isinstance(data, Mapping):
+            unnamed = data.get("data_dir") is not None and "dataset" not in data
+        else:
+            unnamed = isinstance(data, (str, os.PathLike)) and Path(data).is_dir()
+        own_images = own_images_of(Path(weights)) if unnamed else "folder"
+        groups["data"] = as_data(data, "vmamba.evaluate", own_images=own_images)
     return evaluate(from_keywords(EvaluateConfig, {"weights": weights, **fields, **groups}, "vmamba.evaluate"), console)
 
 

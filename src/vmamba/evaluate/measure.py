@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from vmamba.data import DataConfig
+from vmamba.data.segmentation.pairs import find_pairs
 from vmamba.errors import ConfigError, DataError
 from vmamba.evaluate.pictures import save_figure
 from vmamba.evaluate.processes import Processes, processes
@@ -36,7 +37,7 @@ class EvaluateConfig:
         data: The images; by default those that the run was trained on.
         split: The part of them to measure on; by default test. For released weights, which have seen none of a folder,
             by default test or else val of train/ val/ test/, and all of a folder that is not so divided.
-        batch_size: Images in one forward pass.
+        batch_size: Images in one forward pass; by default 64, for segmentation 1, since sizes differ.
         num_workers: Processes that load images; 0 = none.
         device: auto, cpu, cuda, mps or xpu.
         json: File for all figures.
@@ -44,21 +45,24 @@ class EvaluateConfig:
         pictures: Folder for every picture of the result.
         progress: File that keeps what has been measured so far, written twice a minute and removed at the end. Where
             it is there already, the measurement goes on from it.
+        options: What the weights' task lets one choose: of segmentation mode (whole or slide), window, stride, blend,
+            scales, flip, resize, and distances (whether borders' distances are measured).
     """
 
     weights: Path
     data: DataConfig | None = None
     split: Literal["train", "val", "test", "all"] | None = None
-    batch_size: int = 64
+    batch_size: int | None = None
     num_workers: int = 0
     device: str = "auto"
     json: Path | None = None
     confusion: Path | None = None
     pictures: Path | None = None
     progress: Path | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise ConfigError(f"batch_size={self.batch_size}: want a whole number, 1 or more")
         if self.num_workers < 0:
             raise ConfigError(f"num_workers={self.num_workers}: want a whole number, 0 or more")
@@ -101,6 +105,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> Evaluati
 
 def _evaluate(config: EvaluateConfig, console: Console | None, group: Processes) -> Evaluation:
     trained, device = group.main_first(lambda: open_trained(config.weights, config.device))
+    trained = replace(trained, task=trained.task.configured(config.options))
     device = group.device(device)
     data = config.data or (trained_on(config.weights) if config.weights.exists() else None)
     if data is None:
@@ -112,10 +117,11 @@ def _evaluate(config: EvaluateConfig, console: Console | None, group: Processes)
         raise DataError(f"the data set has no {split} split; choose another with split=val or split=train")
     samples: Dataset[Any] = ConcatDataset([trained.task.dataset(part) for part in parts if part is not None])
 
-    progress = None if config.progress is None else Progress(config.progress, _asked(trained, subsets, split))
+    progress = None if config.progress is None else Progress(config.progress, _asked(config, trained, subsets, split))
 
     started = time.perf_counter()
-    scores = measure(trained, samples, device, config.batch_size, config.num_workers, group, progress)
+    batch_size = config.batch_size or trained.task.batch_size
+    scores = measure(trained, samples, device, batch_size, config.num_workers, group, progress)
     seconds = time.perf_counter() - started
     skipped = [name for names in group.gather(subsets.skipped) for name in names]
     before = 0 if progress is None else progress.before
@@ -141,16 +147,18 @@ def _evaluate(config: EvaluateConfig, console: Console | None, group: Processes)
     return evaluation
 
 
-def _asked(trained: Trained, subsets: Subsets, split: str) -> dict[str, Any]:
+def _asked(config: EvaluateConfig, trained: Trained, subsets: Subsets, split: str) -> dict[str, Any]:
     """What must be the same for an unfinished measurement to be gone on with."""
     weights = f"{trained.weights_path.resolve()}, {trained.weights_path.stat().st_size} bytes"
-    return {"weights": weights, "images": subsets.fingerprint(), "split": split}
+    return {"weights": weights, "images": subsets.fingerprint(), "split": split, "options": config.options}
 
 
 def _default_split(trained: Trained, data: DataConfig, subsets: Subsets) -> Literal["val", "test", "all"]:
     if not trained.released or data.data_dir is None:
         return "test"
     if data.dataset == "folder" and data.labels is None and not (data.data_dir / "train").is_dir():
+        return "all"
+    if data.dataset == "masks" and "" in find_pairs(data.data_dir):
         return "all"
     return "val" if subsets.test is None else "test"
 
@@ -194,7 +202,8 @@ def measure(
             batch = next(batches, None)  # the last round may not reach all
             seen = None
             if batch is not None:
-                seen = meter.observe(model(to_device(task.inputs(batch), device)), batch)
+                outputs = task.run(model, to_device(task.inputs(batch), device))
+                seen = meter.observe(outputs, batch)
                 seen = seen if group.count == 1 else to_device(seen, torch.device("cpu"))
             for one in group.gather(seen):
                 if one is not None:

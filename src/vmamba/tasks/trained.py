@@ -9,15 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vmamba.architecture.segmenter_variants import SEGMENTERS
 from vmamba.data import Preprocessing
 from vmamba.device import pick_device
 from vmamba.errors import CheckpointError, ConfigError
 from vmamba.inference.onnx_model import open_onnx
-from vmamba.models import VSSM
+from vmamba.tasks.classification.task import Classification
 from vmamba.tasks.protocol import Task
 from vmamba.tasks.registry import DEFAULT, TASKS
-from vmamba.tasks.released import released_task, weights_of_name
+from vmamba.tasks.released import is_released_name, released_task, weights_of_name
 from vmamba.tasks.run_files import RunFiles
+from vmamba.tasks.segmentation.task import Segmentation
 from vmamba.version import __version__
 from vmamba.weights import load_weights, read_weights, save_weights
 
@@ -78,10 +80,9 @@ def load_trained(path: str | Path) -> Trained:
         raise CheckpointError(f"{path} holds neither best.safetensors nor last.safetensors; is it a run's folder?")
     file = read_weights(weights)
     if file.metadata.get("format") != FORMAT and (known := released_task(file, weights)) is not None:
-        imagenet, found = known
-        bare = VSSM(found.config)
+        task, bare, name = known
         load_weights(bare, file.state_dict, source=str(weights))
-        return Trained(bare.eval(), imagenet, weights, str(found.name), released=True)
+        return Trained(bare.eval(), task, weights, name, released=True)
     kind = _task_type(file.metadata, weights)
     if missing := _missing(file.metadata, ("model", "config", *kind.described_by)):
         raise CheckpointError(
@@ -132,6 +133,17 @@ def open_trained(path: Path, device: str) -> tuple[Trained, torch.device]:
     if device not in ("auto", "cpu"):
         raise ConfigError(f"device={device!r}: {path} runs in ONNX Runtime, on the CPU; give device=cpu or auto")
     return load_onnx(path), torch.device("cpu")
+
+
+def own_images_of(weights: Path) -> str:
+    """The data set that a folder of images to measure these weights on is, where none is named; fetches nothing.
+
+    Raises:
+        CheckpointError: as `open_trained`.
+    """
+    if is_released_name(weights):
+        return (Segmentation if str(weights) in SEGMENTERS else Classification).own_images
+    return open_trained(weights, "cpu")[0].task.own_images
 
 
 def _task_type(metadata: Mapping[str, str], path: Path) -> type[Task]:
