@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from vmamba.errors import ConfigError
 from vmamba.layers.ss2d import SS2D
 from vmamba.models.trunk import Trunk
+
+Thing = TypeVar("Thing", bound=nn.Module)
 
 
 def trunk_of(model: nn.Module) -> Trunk:
@@ -40,12 +43,13 @@ def ss2d_of(model: nn.Module, stage: int = -1, block: int = -1) -> SS2D:
     """
     stages = list(trunk_of(model).stages())
     blocks = _picked(stages, stage, "stage", "the model").blocks
+    assert isinstance(blocks, nn.Sequential)
     layer = _picked(list(blocks), block, "block", f"stage {stage % len(stages)}").op
     assert isinstance(layer, SS2D)
     return layer
 
 
-def _picked(things: list[nn.Module], index: int, what: str, where: str) -> nn.Module:
+def _picked(things: Sequence[Thing], index: int, what: str, where: str) -> Thing:
     if not -len(things) <= index < len(things):
         raise ConfigError(f"{what}={index}: {where} has {len(things)}, so want {-len(things)} to {len(things) - 1}")
     return things[index]

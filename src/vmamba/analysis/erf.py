@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -134,12 +136,12 @@ def timm_features(name: str, pretrained: bool = False, in_chans: int = 3, image_
     """
     import timm
 
-    options = {} if image_size is None else {"img_size": image_size}
+    make: Any = partial(timm.create_model, name, pretrained=pretrained, in_chans=in_chans, features_only=True)
     try:
         try:
-            network = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, features_only=True, **options)
-        except TypeError:  # for most networks any size will do, and they have no such option
-            network = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, features_only=True)
+            network = make() if image_size is None else make(img_size=image_size)
+        except TypeError:  # to most networks any size will do, and they have no such option
+            network = make()
     except (RuntimeError, ValueError, AttributeError) as error:
         raise ConfigError(f"timm cannot make feature maps of {name!r}: {str(error).splitlines()[0]}") from error
     network.eval()
