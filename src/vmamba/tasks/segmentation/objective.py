@@ -57,7 +57,7 @@ class PixelLoss:
         pixels, labels = batch
         count = len(labels)
         if count == 1:
-            # Pooled to one place, a single image leaves batch norm nothing to measure. Shown twice, its loss is the same.
+            # Pooled to one place, one image leaves batch norm nothing to measure. Shown twice, its loss is the same.
             pixels, labels = (torch.cat([part, part]) for part in (pixels, labels))
         decode, auxiliary = model(pixels, own_strides=True)
         scores = _at(decode, labels)
