@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,14 +12,17 @@ from torch import Tensor
 
 from vmamba.architecture.config import VSSMConfig
 from vmamba.data import Preprocessing, imagenet_class_names
+from vmamba.data.segmentation.classes import PixelClasses
+from vmamba.data.segmentation.masks import IGNORE, MaskFormat
 from vmamba.errors import CheckpointError, ConfigError, VMambaError, nearest
 from vmamba.heads.segmenter import Segmenter
 from vmamba.models import VSSM
 from vmamba.tasks.classification.task import Classification
 from vmamba.tasks.protocol import Task
 from vmamba.tasks.run_files import trained_on
+from vmamba.tasks.segmentation.released import ade20k_task
+from vmamba.tasks.segmentation.task import Segmentation
 from vmamba.tasks.trained import FORMAT, Trained, load_trained, weight_metadata
-from vmamba.version import __version__
 from vmamba.weights import OFFICIAL, read_weights
 from vmamba.zoo import create_model, list_models, load
 
@@ -120,23 +122,19 @@ def _bare(model: VSSM | Segmenter, name: str, weights: str, warning: str | None)
         tuple(values if channels == 3 else (sum(values) / 3,) * channels)
         for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     )
-    task: Task | None = None
-    metadata: Mapping[str, str]
+    task: Task
     if isinstance(model, VSSM):
         preprocessing = Preprocessing(224, channels, mean, std, crop_pct=0.875)
-        classes = imagenet_class_names() if count == 1000 else tuple(str(i) for i in range(count))
-        task = Classification(classes, preprocessing)
-        metadata = weight_metadata(name, model, task)
+        names = imagenet_class_names() if count == 1000 else tuple(str(i) for i in range(count))
+        task = Classification(names, preprocessing)
     else:
-        preprocessing = Preprocessing(model.config.imgsize, channels, mean, std, crop_pct=1.0)
-        metadata = {
-            "format": FORMAT,
-            "vmamba_version": __version__,
-            "model": name,
-            "task": "segmentation",
-            "config": json.dumps(model.config.to_dict()),
-            "preprocessing": json.dumps(preprocessing.to_dict()),
-        }
+        preprocessing = Preprocessing(model.config.imgsize, channels, mean, std, "bilinear")
+        if count == 150 and channels == 3:
+            task = replace(ade20k_task(), preprocessing=preprocessing)
+        else:
+            classes = PixelClasses.of([f"class {i}" for i in range(count)])
+            task = Segmentation(classes, preprocessing, MaskFormat(count, max(count, IGNORE)))
+    metadata = weight_metadata(name, model, task)
     pixels, images = _photographs(preprocessing)
     return Source(model, name, preprocessing, metadata, pixels, f"{name} with {weights}; {images}", task, warning)
 
