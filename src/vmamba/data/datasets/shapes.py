@@ -29,8 +29,10 @@ SIZES = {"train": 2048, "val": 64, "test": 128}
 _RADII = (1 / 16, 1 / 5)
 #: A shape keeps this share of its pixels in sight, at least.
 _VISIBLE = 0.4
-#: Smallest difference, in one channel at least, between a shape's colour and the background's mean.
-_CONTRAST = 48
+#: The background is grey, more or less: its channels' means differ by twice this at most.
+_TINT = 12
+#: Smallest difference between two channels of a shape's colour.
+_SATURATION = 80
 #: cos and sin of 120°, times 30, near enough for a triangle with corners on a grid.
 _THIRD = (-15, 26)
 
@@ -68,7 +70,7 @@ def make_sample(part: str, seed: int, index: int, size: int = SIZE) -> ShapesSam
     # RandomState's stream is frozen by numpy's policy; Generator's is not.
     stream = np.random.SeedSequence((tuple(SIZES).index(part), seed, index))
     random = np.random.RandomState(np.random.MT19937(stream))
-    base = random.randint(40, 216, 3)
+    base = random.randint(56, 200) + random.randint(-_TINT, _TINT + 1, 3)
     image = (base + _texture(random, size)).astype(np.int16)
     whole: list[int] = []
     seen: list[Mask] = []
@@ -76,7 +78,7 @@ def make_sample(part: str, seed: int, index: int, size: int = SIZE) -> ShapesSam
     for _ in range(random.randint(1, MOST + 1)):
         label = random.randint(1, len(CLASSES))
         window, mask = _outline(random, label, size)
-        colour = _colour(random, base)
+        colour = _colour(random)
         grain = random.randint(-14, 15, (*mask.shape, 1))
         left = [int(old.sum() - (old[window] & mask).sum()) for old in seen]
         if any(now < _VISIBLE * full for now, full in zip(left, whole, strict=True)):
@@ -159,10 +161,10 @@ def _enlarged(grid: npt.NDArray[np.int64], step: int) -> npt.NDArray[np.float64]
     return values
 
 
-def _colour(random: np.random.RandomState, base: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _colour(random: np.random.RandomState) -> npt.NDArray[np.int64]:
     while True:
         colour = random.randint(0, 256, 3)
-        if np.abs(colour - base).max() >= _CONTRAST:
+        if np.ptp(colour) >= _SATURATION:
             return colour
 
 
