@@ -15,6 +15,7 @@ from vmamba.errors import (
     OutputError,
     VMambaError,
 )
+from vmamba.heads.mask_rcnn import MaskRCNN
 from vmamba.inference.engines import optimize
 from vmamba.inference.warm import warm
 from vmamba.layers import SS2D, VSSBlock
@@ -43,6 +44,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "InputError",
+    "MaskRCNN",
     "OutputError",
     "VMambaError",
     "VSSBlock",

@@ -1,0 +1,1 @@
+"""Decoders over the backbone: what it sees, as boxes and masks."""
