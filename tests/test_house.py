@@ -29,6 +29,7 @@ FLOORS: list[set[str]] = [
     {"weights"},
     {"models"},
     {"heads"},
+    {"zoo"},
     {"inference"},
     {"data"},
     {"tasks"},
@@ -46,7 +47,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 #: The front door re-exports from these, and nothing imports it.
 FRONT_DOOR = {
     "version", "errors", "_torch", "output", "kernels", "scan", "functional", "layers", "architecture", "weights",
-    "models", "heads", "inference",
+    "models", "heads", "zoo", "inference",
 }  # fmt: skip
 
 #: And these it loads when they are asked for.

@@ -15,11 +15,11 @@ from vmamba.errors import (
     OutputError,
     VMambaError,
 )
-from vmamba.heads.mask_rcnn import MaskRCNN
+from vmamba.heads import MaskRCNN, UPerNet
 from vmamba.inference.engines import optimize
 from vmamba.inference.warm import warm
 from vmamba.layers import SS2D, VSSBlock
-from vmamba.models import VSSM, Backbone_VSSM, VSSMConfig, create_model, list_models, load, model_config
+from vmamba.models import VSSM, Backbone_VSSM, VSSMConfig, model_config
 from vmamba.scan import (
     backend,
     cross_merge_fn,
@@ -31,6 +31,7 @@ from vmamba.scan import (
 )
 from vmamba.version import __version__
 from vmamba.weights import infer_config, load_weights, read_weights, save_weights
+from vmamba.zoo import create_model, list_models, load
 
 if TYPE_CHECKING:
     from vmamba.evaluate.door import predict
@@ -46,6 +47,7 @@ __all__ = [
     "InputError",
     "MaskRCNN",
     "OutputError",
+    "UPerNet",
     "VMambaError",
     "VSSBlock",
     "VSSMConfig",

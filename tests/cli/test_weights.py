@@ -12,8 +12,8 @@ import torch
 import vmamba
 from vmamba import VSSM, read_weights, save_weights
 from vmamba.cli.main import main
-from vmamba.models.weight_files import convert_weights
 from vmamba.weights import OFFICIAL
+from vmamba.zoo.weight_files import convert_weights
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "parity/models.json").read_text())["models"]
 BASE = {"dims": 8, "depths": [1, 1], "num_classes": 4, "forward_type": "v2_noz", "ssm_d_state": 2}

@@ -81,7 +81,7 @@ VARIANTS: dict[str, Variant] = {
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names of the models that match a shell pattern, such as ``"*tiny*"``."""
+    """The names of the classifiers that match a shell pattern, such as ``"*tiny*"``."""
     return fnmatch.filter(VARIANTS, pattern)
 
 

@@ -20,7 +20,7 @@ def _models_options(parser: CommandParser) -> None:
 
 
 def _models(values: Namespace) -> int:
-    from vmamba.models.table import model_rows, models_table
+    from vmamba.zoo.table import model_rows, models_table
 
     rows = model_rows(values.pattern)
     if values.json:
@@ -55,7 +55,7 @@ def _warm(values: Namespace) -> int:
     import torch
 
     from vmamba.inference.warm import warm
-    from vmamba.models.create import create_model
+    from vmamba.zoo import create_model
 
     images = (values.batch_size, 3, values.image_size, values.image_size)
     count = warm(create_model(values.model), images, getattr(torch, values.dtype), training=not values.inference)

@@ -18,7 +18,7 @@ def _weights_list_options(parser: CommandParser) -> None:
 
 
 def _weights_list(values: Namespace) -> int:
-    from vmamba.models.weight_files import weights_rows, weights_table
+    from vmamba.zoo.weight_files import weights_rows, weights_table
 
     rows = weights_rows()
     if values.json:
@@ -33,7 +33,7 @@ def _weights_get_options(parser: CommandParser) -> None:
 
 
 def _weights_get(values: Namespace) -> int:
-    from vmamba.models.weight_files import get_weights
+    from vmamba.zoo.weight_files import get_weights
 
     for path in get_weights(values.names):
         print(path)
@@ -50,7 +50,7 @@ def _weights_convert_options(parser: CommandParser) -> None:
 
 
 def _weights_convert(values: Namespace) -> int:
-    from vmamba.models.weight_files import convert_weights
+    from vmamba.zoo.weight_files import convert_weights
 
     count = convert_weights(values.source, values.destination, values.key)
     print(f"wrote {values.destination} ({count} tensors)")
@@ -64,7 +64,7 @@ def _weights_inspect_options(parser: CommandParser) -> None:
 
 
 def _weights_inspect(values: Namespace) -> int:
-    from vmamba.models.weight_files import inspect_weights, print_inspection
+    from vmamba.zoo.weight_files import inspect_weights, print_inspection
 
     inspection = inspect_weights(values.file, values.key)
     if values.json:

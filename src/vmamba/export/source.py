@@ -11,12 +11,13 @@ from torch import Tensor
 
 from vmamba.data import Preprocessing, imagenet_class_names
 from vmamba.errors import CheckpointError, ConfigError, VMambaError, nearest
-from vmamba.models import VARIANTS, VSSM, create_model, load
+from vmamba.models import VARIANTS, VSSM, create_model
 from vmamba.tasks.classification.task import Classification
 from vmamba.tasks.protocol import Task
 from vmamba.tasks.run_files import trained_on
 from vmamba.tasks.trained import FORMAT, Trained, load_trained
 from vmamba.weights import OFFICIAL, read_weights
+from vmamba.zoo import load
 
 _IMAGES = 4
 _SEED = 0

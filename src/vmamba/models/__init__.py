@@ -3,7 +3,7 @@
 from vmamba.architecture.config import VSSMConfig
 from vmamba.architecture.variants import VARIANTS, Published, Variant, list_models, model_config
 from vmamba.models.backbone import Backbone_VSSM
-from vmamba.models.create import create_model, load
+from vmamba.models.create import create_model
 from vmamba.models.vssm import VSSM
 
 __all__ = [
@@ -15,6 +15,5 @@ __all__ = [
     "Variant",
     "create_model",
     "list_models",
-    "load",
     "model_config",
 ]

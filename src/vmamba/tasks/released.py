@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vmamba.architecture.config import VSSMConfig
 from vmamba.data import Preprocessing, imagenet_class_ids, imagenet_class_names
 from vmamba.errors import CheckpointError, nearest
 from vmamba.models import VARIANTS
@@ -36,7 +37,7 @@ def weights_of_name(path: Path) -> Path:
     )
 
 
-def released_task(file: WeightFile, source: Path) -> tuple[Classification, Recognised] | None:
+def released_task(file: WeightFile, source: Path) -> tuple[Classification, Recognised[VSSMConfig]] | None:
     """ImageNet's task and the network, if these weights fit a model whose weights were released, head included."""
     try:
         found = recognise(file.state_dict, str(source))

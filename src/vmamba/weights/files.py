@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +13,12 @@ from torch import Tensor
 
 from vmamba.errors import CheckpointError
 from vmamba.output import write_atomically
+from vmamba.weights.pickled import read_pickled
 
 #: Where a training checkpoint keeps its weights, in the order they are looked for.
 WEIGHT_KEYS = ("model", "state_dict", "model_ema")
 #: What `save_weights` writes with `torch.save`.
 PICKLED_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
-_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before its files were ZIP archives
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ def read_content(path: str | Path) -> object:
         raise CheckpointError(f"{path} is a folder; give a weight file")
     if not path.exists():
         raise CheckpointError(f"weight file {path} does not exist")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else read_pickled(path)
 
 
 def _metadata(content: object) -> dict[str, str]:
@@ -107,53 +104,6 @@ def _read_safetensors(path: Path) -> WeightFile:
         raise CheckpointError(
             f"{path} is not a readable safetensors file ({error}); download or copy it again"
         ) from error
-
-
-def _read_pickled(path: Path) -> object:
-    # Upstream's training checkpoints carry their configuration in yacs' class, a dict of plain values. It is read as
-    # one: torch fills no other subclass of dict than this.
-    inert = (OrderedDict, "yacs.config.CfgNode")
-    try:
-        with torch.serialization.safe_globals([inert]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "GLOBAL" in str(error) or "class" in str(error):
-            name = _refused_name(str(error))
-            raise CheckpointError(
-                f"{path} carries code ({name}) and is refused: loading it could run anything. "
-                f"Re-save its state_dict alone, with tensors and plain values only"
-            ) from error
-        raise CheckpointError(f"{path} is not a PyTorch checkpoint: it is damaged or cut short") from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path} is not a readable PyTorch checkpoint ({reason}); it may be damaged or cut short: get it again"
-        ) from error
-
-
-def _refused_name(message: str) -> str:
-    """The class or function that torch's unpickler refused, as far as its message tells."""
-    for marker in ("Unsupported global: GLOBAL ", "Unsupported class ", "GLOBAL "):
-        if marker in message:
-            return message.split(marker, 1)[1].split()[0].strip("`'\".,")
-    return "an object of a class of its own"
-
-
-def check_pickled_file(path: Path) -> None:
-    """Make sure, without unpickling anything, that a file is a PyTorch checkpoint and is there to its end.
-
-    Raises:
-        CheckpointError: it is something else, such as a web page, or is cut short.
-    """
-    with path.open("rb") as file:
-        head = file.read(len(_LEGACY_MAGIC))
-    if head == _LEGACY_MAGIC:
-        return
-    try:
-        zipfile.ZipFile(path).close()  # reads the directory, which is an archive's last part
-    except (zipfile.BadZipFile, OSError) as error:
-        what = "a PyTorch checkpoint that is cut short" if head.startswith(b"PK") else "not a PyTorch checkpoint"
-        raise CheckpointError(f"{path.name} is {what} (it begins with {head[:8]!r})") from error
 
 
 def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -18,7 +18,7 @@ from vmamba.weights.recognition import Recognised, recognise
 from vmamba.weights.refusal import HEAD, refuse_misfits
 
 
-def describe(file: WeightFile, source: str) -> Recognised:
+def describe(file: WeightFile, source: str) -> Recognised[VSSMConfig]:
     """What a weight file says that it is, in its metadata's ``config``, or else what it is recognised as.
 
     Raises:

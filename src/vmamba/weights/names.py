@@ -44,7 +44,8 @@ def translate_keys(state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor
     Raises:
         CheckpointError: two keys mean the same weight.
     """
-    names = {key: key if key in target else name for key, name in new_names(state_dict).items()}
+    inside = next(iter(_prefixes(target)), "")
+    names = {key: key if key in target else name for key, name in new_names(state_dict, inside).items()}
     names = {key: name for key, name in names.items() if name not in _COUNTERS or name in target}
     _refuse_doubles(names)
     return {
@@ -59,7 +60,7 @@ def prefix_of(names: Iterable[str]) -> str:
     Raises:
         CheckpointError: there are several such networks; names the prefix of each.
     """
-    found = {match[1]: None for name in names if (match := _ANCHOR.match(_WRAPPERS.sub("", name)))}
+    found = _prefixes(names)
     if len(found) > 1:
         listed = ", ".join(repr(prefix) for prefix in found)
         raise CheckpointError(
@@ -69,28 +70,35 @@ def prefix_of(names: Iterable[str]) -> str:
     return next(iter(found), "")
 
 
-def new_names(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
+def _prefixes(names: Iterable[str]) -> dict[str, None]:
+    """What stands before the names of each network, in their order."""
+    return {match[1]: None for name in names if (match := _ANCHOR.match(_WRAPPERS.sub("", name)))}
+
+
+def new_names(state_dict: Mapping[str, Tensor], inside: str = "") -> dict[str, str]:
     """This package's name of each key, as far as names and shapes tell without the model.
 
-    A prefix that all of the network's names share is left out. Keys beside it, such as a segmenter's
-    ``decode_head.``, keep their names.
+    The prefix that all of the network's names share becomes ``inside``. Keys beside it, such as a segmenter's
+    ``decode_head.``, keep their names, but for what stands before ``inside`` in all of them, such as ``module.``.
 
     Raises:
         CheckpointError: as `prefix_of`.
     """
     prefix = prefix_of(state_dict)
     names = {key: _WRAPPERS.sub("", key) for key in state_dict}
-    names = {
-        key: _rename(name.removeprefix(prefix)) if name.startswith(prefix) else name for key, name in names.items()
-    }
+    around = prefix.removesuffix(inside) if prefix.endswith(inside) else ""
+    network = {key: _rename(name.removeprefix(prefix)) for key, name in names.items() if name.startswith(prefix)}
     # One-file patch merging counts its parts: 1 is the norm, 2 the projection. The other downsamples have a
     # convolution under 1.
     merging = {
         name.removesuffix(".1.weight")
-        for key, name in names.items()
+        for key, name in network.items()
         if name.endswith(".downsample.1.weight") and state_dict[key].dim() == 1
     }
-    return {key: _name_merging(name, merging) for key, name in names.items()}
+    return {
+        key: inside + _name_merging(network[key], merging) if key in network else name.removeprefix(around)
+        for key, name in names.items()
+    }
 
 
 def _rename(key: str) -> str:
@@ -115,7 +123,7 @@ def _refuse_doubles(names: Mapping[str, str]) -> None:
 
 
 def _fit(name: str, value: Tensor, like: Tensor) -> Tensor:
-    if name == "pos_embed" and value.dim() == 4 and value.shape[:2] == like.shape[:2]:
+    if name.rpartition(".")[2] == "pos_embed" and value.dim() == 4 and value.shape[:2] == like.shape[:2]:
         return resize_pos_embed(value, *like.shape[-2:])
     if value.shape != like.shape and _same_matrix(value.shape, like.shape):
         return value.reshape(like.shape)

@@ -6,11 +6,12 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
 from vmamba.architecture.config import VSSMConfig
+from vmamba.architecture.segmenters import SegmenterConfig
 from vmamba.architecture.variants import VARIANTS
 from vmamba.errors import CheckpointError
 from vmamba.layers.forward_type import ForwardType
@@ -39,8 +40,11 @@ _SEEN = (
 )
 
 
+Config = TypeVar("Config")
+
+
 @dataclass(frozen=True)
-class Recognised:
+class Recognised(Generic[Config]):
     """What a state dict was taken for.
 
     Attributes:
@@ -49,14 +53,22 @@ class Recognised:
         assumed: what the weights do not show, each as ``field=value``: the named model's, or `VSSMConfig`'s default.
     """
 
-    config: VSSMConfig
+    config: Config
     name: str | None
     assumed: tuple[str, ...]
 
     def __str__(self) -> str:
         """One line."""
-        what = self.name or f"a VSSM of depths {self.config.depths} and dims {self.config.dims}"
+        what = self.name or _described(self.config)
         return what + (f", assuming {', '.join(self.assumed)}" if self.assumed else "")
+
+
+def _described(config: object) -> str:
+    if isinstance(config, SegmenterConfig):
+        return f"a segmenter with a {config.decode_head.type} on {_described(config.backbone)}"
+    if isinstance(config, VSSMConfig):
+        return f"a VSSM of depths {config.depths} and dims {config.dims}"
+    return f"a network of {type(config).__name__}"
 
 
 def infer_config(state_dict: Mapping[str, Tensor]) -> VSSMConfig:
@@ -64,7 +76,7 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> VSSMConfig:
     return recognise(state_dict).config
 
 
-def recognise(state_dict: Mapping[str, Tensor], source: str = "the state dict") -> Recognised:
+def recognise(state_dict: Mapping[str, Tensor], source: str = "the state dict") -> Recognised[VSSMConfig]:
     """Recognise a network by the names and shapes of its weights, in any of upstream's namings.
 
     Where they agree with a named model, the result is that model's own configuration. Otherwise what does not show has

@@ -10,6 +10,8 @@ from vmamba.errors import CheckpointError, ConfigError
 from vmamba.weights.misfits import Misfits, find_misfits
 from vmamba.weights.recognition import recognise
 
+#: The layers that give the classes: a classifier's, a segmenter's and its auxiliary head's.
+CLASS_LAYERS = ("classifier.head", "decode_head.conv_seg", "auxiliary_head.conv_seg")
 #: The classifier's last layer.
 HEAD = ("classifier.head.weight", "classifier.head.bias")
 _DENSE = ("outnorm", "decode_head.", "auxiliary_head.", "neck.", "rpn_head.", "roi_head.")
@@ -25,8 +27,8 @@ def _mend(misfits: Misfits, given: Mapping[str, Tensor], own: Mapping[str, Tenso
     names = {name.split()[0] for name in (*misfits.missing, *misfits.unexpected, *misfits.mis_shaped)}
     if misfits.unusable and not names:
         return "weights must be dense floating-point numbers where the model has such"
-    if names and names <= set(HEAD):
-        classes, there = (weights[HEAD[0]].shape[0] if HEAD[0] in weights else 0 for weights in (own, given))
+    if names and names <= {f"{layer}.{part}" for layer in CLASS_LAYERS for part in ("weight", "bias")}:
+        classes, there = (_classes(weights) for weights in (own, given))
         return (
             f"only the head differs, {there} classes there and {classes} here: create_model(…, pretrained=…, "
             f"num_classes={classes}) takes the rest and leaves the model's own head"
@@ -34,6 +36,10 @@ def _mend(misfits: Misfits, given: Mapping[str, Tensor], own: Mapping[str, Tenso
     if any(name.startswith(_DENSE) for name in misfits.unexpected):
         return "they look like a segmenter's or detector's: Backbone_VSSM(pretrained=…) takes the backbone out of them"
     return f"build the model that the weights belong to{_whose(given)}"
+
+
+def _classes(weights: Mapping[str, Tensor]) -> int:
+    return next((len(weights[f"{layer}.weight"]) for layer in CLASS_LAYERS if f"{layer}.weight" in weights), 0)
 
 
 def _whose(given: Mapping[str, Tensor]) -> str:

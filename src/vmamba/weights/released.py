@@ -1,4 +1,4 @@
-"""Upstream's released classification weights, as data, and the way they come into torch hub's cache."""
+"""Upstream's released weights, as data, and the way they come into torch hub's cache."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from urllib.parse import urlsplit
 
 import torch
 
+from vmamba.architecture.segmenter_variants import SEGMENTERS
 from vmamba.architecture.variants import VARIANTS
 from vmamba.errors import CheckpointError, ConfigError, nearest
 from vmamba.weights.download.fetch import fetch
-from vmamba.weights.files import check_pickled_file
+from vmamba.weights.pickled import check_pickled_file
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class OfficialWeights:
     url: str
     key: str = "model"
     note: str = ""
+    task: str = "classification"
 
     @property
     def file_name(self) -> str:
@@ -35,6 +37,13 @@ class OfficialWeights:
 
 
 _RELEASES = "https://github.com/MzeroMiko/VMamba/releases/download"
+_ADE20K = "4xb4-160k_ade20k-512x512"
+
+
+def _upernet(backbone: str, file: str) -> OfficialWeights:
+    return OfficialWeights(f"upernet_{backbone}", f"{_RELEASES}/{file}", "state_dict", task="segmentation")
+
+
 _NO_EMA = "trained without a moving average of the weights, the only one"
 _TABLE = (
     OfficialWeights("vanilla_vmamba_tiny", f"{_RELEASES}/%23v0cls/vssmtiny_dp01_ckpt_epoch_292.pth", note=_NO_EMA),
@@ -46,6 +55,12 @@ _TABLE = (
     OfficialWeights("vmamba_tiny_s1l8", f"{_RELEASES}/%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264.pth"),
     OfficialWeights("vmamba_small_s1l20", f"{_RELEASES}/%23v2cls/vssm1_small_0229s_ckpt_epoch_240.pth"),
     OfficialWeights("vmamba_base_s1l20", f"{_RELEASES}/%23v2cls/vssm1_base_0229s_ckpt_epoch_225.pth"),
+    # Upstream's table links the first file for the second model too; the names of the files tell them apart.
+    _upernet("vmamba_tiny_s1l8", f"%23v2seg/upernet_vssm_{_ADE20K}_tiny_s_iter_160000.pth"),
+    _upernet("vmamba_tiny_s2l5", f"%23v2seg/upernet_vssm_{_ADE20K}_tiny_iter_160000.pth"),
+    _upernet("vmamba_small_s2l15", f"%23v2seg/upernet_vssm_{_ADE20K}_small_iter_144000.pth"),
+    _upernet("vmamba_base_s2l15", f"%23v2seg/upernet_vssm_{_ADE20K}_base_iter_160000.pth"),
+    _upernet("vanilla_vmamba_tiny", f"%23v0seg/vssmtiny_upernet_{_ADE20K}_iter_160000.pth"),
 )
 OFFICIAL: dict[str, OfficialWeights] = {weights.model: weights for weights in _TABLE}
 
@@ -59,9 +74,17 @@ def official_weights(name: str) -> OfficialWeights:
     """
     if name in OFFICIAL:
         return OFFICIAL[name]
-    if name not in VARIANTS:
+    if name not in VARIANTS and name not in SEGMENTERS:
         raise ConfigError(f"model {name!r} is unknown{nearest(name, OFFICIAL)}; `vmamba weights list` lists them")
-    raise CheckpointError(f"no weights were released for {name}; those with weights: {', '.join(OFFICIAL)}")
+    raise CheckpointError(
+        f"no weights were released for {name}{_backbone_of(name)}; those with weights: {', '.join(OFFICIAL)}"
+    )
+
+
+def _backbone_of(name: str) -> str:
+    """What to start a segmenter from instead."""
+    backbone = SEGMENTERS[name].variant if name in SEGMENTERS else None
+    return f"; pretrained={backbone!r} starts its backbone from that classifier's" if backbone in OFFICIAL else ""
 
 
 def fetch_official(name: str, progress: bool | None = None) -> Path:

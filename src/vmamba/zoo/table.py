@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vmamba.architecture.variants import VARIANTS
+from vmamba.architecture.segmenter_variants import PublishedSegmenter
+from vmamba.architecture.variants import Published
 from vmamba.errors import ConfigError, nearest
-from vmamba.models import create_model, list_models
+from vmamba.zoo.create import create_model, list_models
+from vmamba.zoo.families import family_of, names
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,13 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One model. ``flops`` and ``top1`` are what upstream published for ImageNet-1K at 224×224, where it did."""
+    """One model. ``flops``, ``top1`` and ``miou`` are what upstream published, where it did.
+
+    Classifiers: ImageNet-1K at 224×224. Segmenters: ADE20K, one scale, FLOPs at 512×2048.
+    """
 
     name: str
     family: str
-    parameters: int  # counted, with 1000 classes
+    parameters: int  # counted, with 1000 classes, a segmenter's with 150
     flops: float | None  # multiply-adds
     top1: float | None  # percent
+    task: str = "classification"
+    miou: float | None = None  # percent
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -36,22 +43,26 @@ def model_rows(pattern: str = "*") -> list[ModelRow]:
     Raises:
         ConfigError: no model matches.
     """
-    names = list_models(pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*")
-    if not names:
-        raise ConfigError(f"no model's name matches {pattern!r}{nearest(pattern, VARIANTS)}; `vmamba models` lists all")
-    return [_row(name) for name in names]
+    found = list_models(pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*")
+    if not found:
+        raise ConfigError(f"no model's name matches {pattern!r}{nearest(pattern, names())}; `vmamba models` lists all")
+    return [_row(name) for name in found]
 
 
 def _row(name: str) -> ModelRow:
     with torch.device("meta"):  # shapes without memory
         model = create_model(name)
-    published = VARIANTS[name].published
+    family = family_of(name)
+    variant = family.variants[name]
+    published = variant.published
     return ModelRow(
         name=name,
-        family=VARIANTS[name].family,
+        family=variant.family,
+        task=family.task,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         flops=None if published is None else published.flops_g * 1e9,
-        top1=None if published is None else published.top1,
+        top1=published.top1 if isinstance(published, Published) else None,
+        miou=published.miou if isinstance(published, PublishedSegmenter) else None,
     )
 
 
@@ -62,17 +73,18 @@ def models_table(rows: list[ModelRow]) -> Table:
     table = Table(
         box=None,
         pad_edge=False,
-        caption="Parameters are counted with 1000 classes. FLOPs and top-1: upstream's published figures, "
-        "ImageNet-1K, 224×224.",
+        caption="Parameters are counted with 1000 classes, a segmenter's with 150. FLOPs, top-1 and mIoU: upstream's "
+        "published figures, ImageNet-1K at 224×224, ADE20K at 512×2048.",
         caption_justify="left",
         caption_style="dim",
     )
     table.add_column("model")
     table.add_column("family")
-    for name in ("parameters", "FLOPs", "top-1"):
+    for name in ("parameters", "FLOPs", "top-1", "mIoU"):
         table.add_column(name, justify="right")
     for row in rows:
         flops = "–" if row.flops is None else f"{row.flops / 1e9:.1f} G"
         top1 = "–" if row.top1 is None else f"{row.top1:.1f} %"
-        table.add_row(row.name, row.family, f"{row.parameters / 1e6:.1f} M", flops, top1)
+        miou = "–" if row.miou is None else f"{row.miou:.1f} %"
+        table.add_row(row.name, row.family, f"{row.parameters / 1e6:.1f} M", flops, top1, miou)
     return table

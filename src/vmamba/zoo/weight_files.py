@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from vmamba.errors import CheckpointError, OutputError
-from vmamba.models import VSSM
 from vmamba.output import check_writable_file
 from vmamba.weights import OFFICIAL, fetch_official, official_weights, read_weights, save_weights, translate_keys
 from vmamba.weights.files import PICKLED_SUFFIXES, WeightFile, pick_state_dict, read_content
-from vmamba.weights.loading import describe
 from vmamba.weights.misfits import Misfits, find_misfits, some
+from vmamba.zoo.families import family_of_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +41,7 @@ class WeightsRow:
 
 
 def weights_rows() -> list[WeightsRow]:
-    """Every released classification checkpoint, and whether it lies in torch hub's cache."""
+    """Every released checkpoint, and whether it lies in torch hub's cache."""
     return [
         WeightsRow(
             model=weights.model,
@@ -127,6 +126,7 @@ class Inspection:
         values: numbers in all of them.
         dtypes: tensors of each dtype.
         model: the named model that they belong to, or None.
+        task: what that network is for, or None.
         config: the configuration of the network, or None if there is none.
         assumed: what of it the weights do not show.
         fits: whether that network loads them strictly.
@@ -141,6 +141,7 @@ class Inspection:
     values: int
     dtypes: dict[str, int]
     model: str | None
+    task: str | None
     config: dict[str, Any] | None
     assumed: tuple[str, ...]
     fits: bool
@@ -185,14 +186,17 @@ def inspect_weights(path: Path, key: str | None = None) -> Inspection:
 def _fit(file: WeightFile, source: str) -> dict[str, Any]:
     nothing: dict[str, Any] = asdict(Misfits((), (), ()))
     try:
-        found = describe(file, source)
+        family = family_of_file(file)
+        found = family.describe(file, source)
         with torch.device("meta"):
-            own = VSSM(found.config).state_dict()
+            own = family.build(found.config).state_dict()
         misfits = find_misfits(translate_keys(file.state_dict, own), own)
     except CheckpointError as error:
-        return {"model": None, "config": None, "assumed": (), "fits": False, "problem": str(error), **nothing}
+        unknown = dict.fromkeys(("model", "task", "config"))
+        return {**unknown, "assumed": (), "fits": False, "problem": str(error), **nothing}
     return {
         "model": found.name,
+        "task": family.task,
         "config": found.config.to_dict(),
         "assumed": found.assumed,
         "fits": not misfits,
@@ -226,9 +230,8 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     rows += [(f"metadata {name}", text[:200]) for name, text in inspection.metadata.items()]
     rows += [("tensors", f"{inspection.tensors} ({dtypes}), {inspection.values / 1e6:.2f} M values")]
     if inspection.config is not None:
-        rows.append(("model", inspection.model or "no named model"))
-        shown = ("depths", "dims", "num_classes", "in_chans", "forward_type")
-        rows.append(("configuration", ", ".join(f"{name}={inspection.config[name]}" for name in shown)))
+        rows.append(("model", f"{inspection.model or 'no named model'}, for {inspection.task}"))
+        rows.append(("configuration", _summary(inspection.config)))
         rows.append(("assumed", ", ".join(inspection.assumed) or "nothing: the file says it"))
     rows.append(("fits", "yes, strictly" if inspection.fits else f"no: {inspection.problem}"))
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -237,6 +240,16 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     for name, text in rows:
         table.add_row(*map(_plain, (name, text)))
     console.print(table)
+
+
+def _summary(config: Mapping[str, Any]) -> str:
+    """What tells networks apart, in one line."""
+    shown = ("depths", "dims", "num_classes", "in_chans", "forward_type")
+    if "decode_head" not in config:
+        return ", ".join(f"{name}={config[name]}" for name in shown)
+    backbone, head, auxiliary = config["backbone"], config["decode_head"], config["auxiliary_head"]
+    parts = [f"{name}={head[name] if name == 'num_classes' else backbone[name]}" for name in shown]
+    return ", ".join([head["type"], *parts, f"auxiliary_head={auxiliary and auxiliary['type']}"])
 
 
 def _plain(text: str) -> Any:
