@@ -1,19 +1,24 @@
-"""The demonstration: train a small model on digits, measure it, classify held-out images, and say what to look at."""
+"""The demonstrations: train a small model, measure it, ask it about held-out images, and say what to look at."""
 
 from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from PIL import Image
 
 from vmamba.data import DataConfig, Splits, load_splits
+from vmamba.data.datasets.shapes import Shapes
 from vmamba.device import pick_device
 from vmamba.errors import OutputError
 from vmamba.evaluate.measure import EvaluateConfig, Evaluation, evaluate
 from vmamba.evaluate.predict import SHEET_NAME, PredictConfig, predict
 from vmamba.output import check_writable_folder, create_folder
+from vmamba.segment import LEGEND, SegmentConfig, segment_files
 from vmamba.tasks.protocol import Answer
 from vmamba.train.config import TrainConfig
 from vmamba.train.run import train
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
 _MARK = ".vmamba-demo"
 _RUN, _HELD_OUT, _PREDICTIONS, _EVAL = "run", "held_out", "predictions", "eval.json"
 _IMAGES_A_CLASS = 3
+#: Held-out images that are segmented.
+_SEGMENTED = 12
 
 
 @dataclass(frozen=True)
@@ -33,15 +40,19 @@ class DemoConfig:
     """How to run the demonstration.
 
     Attributes:
+        task: What is shown: classification of handwritten digits, or segmentation of generated shapes.
+        model: A model's name; by default the smallest one for the task.
         output: Folder for everything; one that an earlier demonstration made is made anew.
         seed: Of weights, order and augmentation.
-        epochs: Passes over the training images.
+        epochs: Passes over the training images; by default 20 of digits, and what the recipe of shapes says.
         device: auto, cpu, cuda, mps or xpu.
     """
 
+    task: Literal["classification", "segmentation"] = "classification"
+    model: str | None = None
     output: Path = Path("demo")
     seed: int = 0
-    epochs: int = 20
+    epochs: int | None = None
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
 
 
@@ -55,24 +66,18 @@ class DemoResult:
 
 
 def demo(config: DemoConfig, console: Console | None = None) -> DemoResult:
-    """Train, evaluate and predict, and end by naming the files to look at.
+    """Train, evaluate and predict, and end by naming the files to look at: as ``config.task`` says.
 
     Raises:
         OutputError: the folder cannot be written, or holds something else than an earlier demonstration.
     """
-    started = time.monotonic()
-    output = config.output
+    return (_segmentation if config.task == "segmentation" else _classification)(config, console)
 
-    def say(text: str = "", style: str | None = None) -> None:
-        if console is not None:
-            console.print(text, style=style, soft_wrap=True, markup=False)
 
-    training = TrainConfig(
-        model="vmamba_nano", epochs=config.epochs, seed=config.seed, device=config.device, output=output / _RUN
-    )
-    pick_device(config.device)  # a mistake here must not cost what an earlier demonstration left
-    _fresh_folder(output)
-    say("1. Train vmamba_nano on scikit-learn's handwritten digits", "bold")
+def _classification(config: DemoConfig, console: Console | None) -> DemoResult:
+    started, output, say = time.monotonic(), config.output, _speaker(console)
+    training = _begun(config, config.epochs or 20)
+    say(f"1. Train {training.model} on scikit-learn's handwritten digits", "bold")
     train(training, console)
 
     say("\n2. Measure it on the test images, which it has not seen", "bold")
@@ -104,6 +109,70 @@ def demo(config: DemoConfig, console: Console | None = None) -> DemoResult:
     say("Next: your own images, in one folder for each class")
     say("  vmamba train --data.dataset folder --data.data_dir FOLDER")
     return DemoResult(evaluation, predictions, seconds)
+
+
+def _segmentation(config: DemoConfig, console: Console | None) -> DemoResult:
+    started, output, say = time.monotonic(), config.output, _speaker(console)
+    training = _begun(config, config.epochs)
+    say(f"1. Train {training.model} on generated shapes: squares, discs and triangles", "bold")
+    train(training, console)
+
+    say("\n2. Measure it on the test images, which it has not seen", "bold")
+    evaluation = evaluate(EvaluateConfig(output / _RUN, json=output / _EVAL, device=config.device), console)
+
+    say(f"\n3. Segment {_SEGMENTED} test images, from PNG files", "bold")
+    create_folder(output / _HELD_OUT)
+    images = Shapes("test", count=_SEGMENTED)
+    for index in range(_SEGMENTED):
+        Image.fromarray(images[index].image).save(output / _HELD_OUT / f"{images.name(index)}.png")
+    answers: list[Answer] = []
+    answers += segment_files(
+        SegmentConfig((output / _HELD_OUT,), output / _RUN, output / _PREDICTIONS, device=config.device), console
+    )
+    predict(
+        PredictConfig(
+            (output / _HELD_OUT,), output / _RUN, output=output / _PREDICTIONS, device=config.device, batch_size=1
+        )
+    )
+    seconds = time.monotonic() - started
+    say(f"\nDone in {seconds:.0f} s: mean IoU {evaluation.scores.figures['miou']:.1%} on test images. Look at", "bold")
+    run = RunFolder(output / _RUN)
+    for path, what in (
+        (output / _PREDICTIONS / SHEET_NAME, "held-out images with the classes of their pixels"),
+        (output / _PREDICTIONS / LEGEND, "which colour is which class"),
+        (run.curves, "loss and mean IoU, epoch by epoch"),
+        (run.picture("confusion"), "which pixels are taken for which"),
+        (output / _EVAL, "every figure of the evaluation"),
+        (run.path, "the run: weights, configuration, metrics"),
+    ):
+        say(f"  {path!s:<40} {what}")
+    say("Next: your own images and masks, in images/ and masks/ of one folder")
+    say("  vmamba train --task segmentation --data.data_dir FOLDER")
+    return DemoResult(evaluation, answers, seconds)
+
+
+def _begun(config: DemoConfig, epochs: int | None) -> TrainConfig:
+    """The training's configuration, once the folder is ready for it."""
+    fields: dict[str, Any] = {} if config.model is None else {"model": config.model}
+    training = TrainConfig(
+        task=config.task,
+        epochs=epochs,
+        seed=config.seed,
+        device=config.device,
+        output=config.output / _RUN,
+        **fields,
+    ).resolved()
+    pick_device(config.device)  # a mistake here must not cost what an earlier demonstration left
+    _fresh_folder(config.output)
+    return training
+
+
+def _speaker(console: Console | None) -> Callable[..., None]:
+    def say(text: str = "", style: str | None = None) -> None:
+        if console is not None:
+            console.print(text, style=style, soft_wrap=True, markup=False)
+
+    return say
 
 
 def _fresh_folder(path: Path) -> None:

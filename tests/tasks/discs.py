@@ -133,12 +133,19 @@ class DiscTask:
     metrics = (Metric("distance", "dist", "Distance", digits=3),)
     headline = "distance"
     described_by = ("unit",)
+    default_model = "vmamba_nano"
+    default_dataset = "digits"
+    own_images = "folder"
 
     @classmethod
     def load(cls, data: Any, options: Mapping[str, Any]) -> tuple[DiscTask, DiscSubsets]:
         if set(options) - {"unit"}:
             raise ConfigError(f"task_options={dict(options)}: discs have unit alone")
         return cls(**options), DiscSubsets(Discs(96, data.seed), Discs(16, data.seed + 1), Discs(16, data.seed + 2))
+
+    @classmethod
+    def check_model(cls, name: str, options: Mapping[str, Any]) -> None:
+        pass
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> DiscTask:
@@ -168,6 +175,12 @@ class DiscTask:
 
     def inputs(self, batch: dict[str, Tensor]) -> Tensor:
         return batch["pixels"]
+
+    def run(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        return model(inputs)
+
+    def configured(self, options: Mapping[str, Any]) -> DiscTask:
+        return self
 
     def build(self, settings: Any) -> nn.Module:
         return build_vssm(settings, 2, PREPROCESSING)

@@ -33,6 +33,7 @@ def _train_options(parser: CommandParser) -> None:
 
 def _train_given(given: Namespace) -> None:
     """Images of a run to go on with, or of a recipe, are of its data set where none is named."""
+    from vmamba.tasks.registry import task_type
     from vmamba.tasks.run_files import trained_on
     from vmamba.train.recipe_files import recipe_dataset
 
@@ -43,6 +44,8 @@ def _train_given(given: Namespace) -> None:
         dataset = None if own is None else own.dataset
     else:
         dataset = None if given.get("recipe") is None else recipe_dataset(given.recipe)
+        if dataset is None and given.get("data.data_dir") is not None and given.get("task") is not None:
+            dataset = task_type(given.task).own_images
     if dataset is not None:
         given["data.dataset"] = dataset
 
@@ -88,8 +91,12 @@ def _eval_defaults(values: Namespace, given: Namespace) -> dict[str, Any]:
         if not is_released_name(values.weights):
             open_trained(values.weights, "auto")  # a file that is missing or broken is the worse news
         raise unknown_images(values.weights)
-    # A directory alone means a tree of class folders.
-    return {"data.dataset": "folder"} if given.get("data.data_dir") is not None else {}
+    # A directory alone means the task's own layout, such as a tree of class folders.
+    if given.get("data.data_dir") is None:
+        return {}
+    if is_released_name(values.weights):
+        return {"data.dataset": "folder"}
+    return {"data.dataset": open_trained(values.weights, "cpu")[0].task.own_images}
 
 
 def _eval(values: Namespace) -> int:
@@ -116,6 +123,23 @@ def _predict(values: Namespace) -> int:
     return 0
 
 
+def _segment_options(parser: CommandParser) -> None:
+    from vmamba.segment import SegmentConfig
+
+    add_paths(
+        parser, "paths", "IMAGE_OR_FOLDER", "Image files, and folders that are searched through and through.", "+"
+    )
+    parser.add_group(SegmentConfig, skip={"paths"})
+
+
+def _segment(values: Namespace) -> int:
+    from vmamba.segment import SegmentConfig, segment_files
+
+    values.paths = tuple(values.paths)
+    segment_files(build(SegmentConfig, values), console())
+    return 0
+
+
 def _export_options(parser: CommandParser) -> None:
     from vmamba.export.exporter import ExportConfig
 
@@ -134,8 +158,9 @@ def _export(values: Namespace) -> int:
     return 0
 
 
-DEMO = Command("Train a small model on digits, measure it, predict; a few minutes.", _demo_options, _demo)
+DEMO = Command("Train a small model on digits or shapes, measure it, predict; a few minutes.", _demo_options, _demo)
 TRAIN = Command("Train a model.", _train_options, _train, given=_train_given, explain=_train_explain)
 EVAL = Command("Measure trained weights on labelled images.", _eval_options, _eval, _eval_defaults)
 PREDICT = Command("Classify image files with trained weights.", _predict_options, _predict)
+SEGMENT = Command("Give every pixel of image files a class.", _segment_options, _segment)
 EXPORT = Command("Export a model to ONNX, OpenVINO or PyTorch files.", _export_options, _export, config_file=False)

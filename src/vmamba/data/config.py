@@ -75,6 +75,28 @@ DATASETS: Mapping[str, DatasetDefaults] = {
         needs_dir=True,
         in_memory=False,
     ),
+    "masks": DatasetDefaults(
+        summary="for segmentation: images/ and masks/, files paired by name, with or without train/ val/ test/",
+        image_size=512,
+        in_chans=3,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        interpolation="bilinear",
+        crop_pct=1.0,
+        augmentation=Augmentation((1.0, 1.0), (1.0, 1.0), 0.5, 1.0, "none", 0.0),
+        needs_dir=True,
+        in_memory=False,
+    ),
+    "shapes": DatasetDefaults(
+        summary="for segmentation, generated: squares, discs and triangles on textured noise, 256×256",
+        image_size=256,
+        in_chans=3,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        interpolation="bilinear",
+        crop_pct=1.0,
+        augmentation=Augmentation((1.0, 1.0), (1.0, 1.0), 0.5, 0.0, "none", 0.0),
+    ),
     "marks": DatasetDefaults(
         summary="generated: do the marks at both ends of a wide, noisy image share a colour?",
         image_size=None,
@@ -95,9 +117,11 @@ class DataConfig:
 
     Attributes:
         dataset: digits, fashion-mnist, folder (any tree of class folders), shards (tar archives) or marks (generated,
-            needs long range).
-        data_dir: Where the images lie; needed by folder and shards, optional for fashion-mnist.
-        image_size: Side of the square that the model sees, pixels; by default the data set's own.
+            needs long range); for segmentation masks (images/ and masks/) or shapes (generated). By default the task's
+            own.
+        data_dir: Where the images lie; needed by folder, shards and masks, optional for fashion-mnist.
+        image_size: Side of the square that the model sees, in segmentation of the crops that it is trained on, pixels;
+            by default the data set's own.
         in_chans: 1 (grey) or 3 (RGB), or with full_depth any number; by default the data set's own.
         train_images: Train on this many of the training images, evenly over the classes; by default all.
         seed: Seed of the split into train, validation and test. Apart from the training seed, so that no run's test
@@ -112,6 +136,9 @@ class DataConfig:
             .npy files, TIFFs whose pages are channels, 16 bits. Taken for granted where in_chans is neither 1 nor 3.
         mean: Subtracted from each channel; with full_depth by default measured on 500 training images.
         std: Divided by, for each channel; as mean.
+        folds: Parts that the images with masks are divided into, for as many runs; each has one as its validation
+            images, the others to learn from.
+        fold: Which of them, from 0.
     """
 
     given: InitVar[frozenset[str] | None] = field(default=None, kw_only=True)
@@ -127,6 +154,8 @@ class DataConfig:
     full_depth: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    folds: int | None = None
+    fold: int = 0
 
     def __post_init__(self, given: frozenset[str] | None) -> None:
         if self.dataset not in DATASETS:
@@ -136,9 +165,9 @@ class DataConfig:
                 hint = nearest(self.dataset, DATASETS)
             raise ConfigError(f"dataset={self.dataset!r} is unknown; legal: {', '.join(DATASETS)}{hint}")
         if self.data_dir is None and self.defaults.needs_dir:
-            what = "archives" if self.dataset == "shards" else "class folders"
+            what = {"shards": "archives", "masks": "folders images/ and masks/"}.get(self.dataset, "class folders")
             raise ConfigError(f'dataset="{self.dataset}" needs data_dir: the directory that holds the {what}')
-        if self.data_dir is not None and self.dataset in ("digits", "marks"):
+        if self.data_dir is not None and self.dataset in ("digits", "marks", "shapes"):
             raise ConfigError(
                 f'dataset="{self.dataset}" comes with the package and has no data_dir (given {self.data_dir}); '
                 'for your own images give dataset="folder"'
@@ -149,16 +178,23 @@ class DataConfig:
             raise ConfigError(f'dataset="{self.dataset}" has images of one size only; leave image_size out')
         if self.image_size is not None and self.image_size < 1:
             raise ConfigError(f"image_size={self.image_size}: want a number of pixels, 1 or more")
-        if self.in_chans not in (None, 1, 3) and self.dataset == "folder" and (self.in_chans or 0) > 0:
+        of_files = self.dataset in ("folder", "masks")
+        if self.in_chans not in (None, 1, 3) and of_files and (self.in_chans or 0) > 0:
             object.__setattr__(self, "full_depth", True)
-        if self.full_depth and self.dataset != "folder":
-            raise ConfigError(f'full_depth is for dataset="folder"; "{self.dataset}" has 8 bits')
+        if self.full_depth and not of_files:
+            raise ConfigError(f'full_depth is for dataset="folder" or "masks"; "{self.dataset}" has 8 bits')
         if self.in_chans is not None and not self.full_depth:
             mode_of(self.in_chans)
         if (self.mean is None) != (self.std is None):
             raise ConfigError(f"mean={self.mean} and std={self.std}: give both, or neither")
         if self.train_images is not None and self.train_images < 1:
             raise ConfigError(f"train_images={self.train_images}: want a number of images, 1 or more")
+        if self.folds is not None and self.dataset != "masks":
+            raise ConfigError(f'folds={self.folds} is for dataset="masks"; leave it out for "{self.dataset}"')
+        if (self.folds is not None and self.folds < 2) or not 0 <= self.fold < (self.folds or 1):
+            raise ConfigError(
+                f"folds={self.folds}, fold={self.fold}: want two folds or more, and fold below their number"
+            )
         if self.seed < 0:
             raise ConfigError(f"data seed={self.seed}: want 0 or more")
         if self.unreadable not in ("stop", "skip"):

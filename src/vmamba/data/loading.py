@@ -27,6 +27,10 @@ def load_splits(config: DataConfig) -> Splits:
         "marks": marks.load,
         "shards": shards.load,
     }
+    if config.dataset not in loaders:
+        raise DataError(
+            f'dataset="{config.dataset}" has a class for each pixel, not for each image; give task=segmentation'
+        )
     splits = (table.load if config.labels is not None else loaders[config.dataset])(config)
     if config.train_images is None:
         return splits

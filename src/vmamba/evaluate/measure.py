@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,6 +41,8 @@ class EvaluateConfig:
         json: File for all figures.
         confusion: PNG file for the confusion matrix.
         pictures: Folder for every picture of the result.
+        options: What the weights' task lets one choose: of segmentation mode (whole or slide), window, stride, blend,
+            scales, flip, resize, and distances (whether borders' distances are measured).
     """
 
     weights: Path
@@ -52,6 +54,7 @@ class EvaluateConfig:
     json: Path | None = None
     confusion: Path | None = None
     pictures: Path | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -97,6 +100,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> Evaluati
 
 def _evaluate(config: EvaluateConfig, console: Console | None, group: Processes) -> Evaluation:
     trained, device = group.main_first(lambda: open_trained(config.weights, config.device))
+    trained = replace(trained, task=trained.task.configured(config.options))
     device = group.device(device)
     data = config.data or (trained_on(config.weights) if config.weights.exists() else None)
     if data is None:
@@ -170,7 +174,8 @@ def measure(
             batch = next(batches, None)  # the last round may not reach all
             seen = None
             if batch is not None:
-                seen = meter.observe(model(to_device(task.inputs(batch), device)), batch)
+                outputs = task.run(model, to_device(task.inputs(batch), device))
+                seen = meter.observe(outputs, batch)
                 seen = seen if group.count == 1 else to_device(seen, torch.device("cpu"))
             for one in group.gather(seen):
                 if one is not None:

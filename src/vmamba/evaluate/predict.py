@@ -208,7 +208,8 @@ def _ask(
     if good:
         stacked = to_device(trained.task.stack([inputs for _, inputs in good]), device)
         with torch.inference_mode(), watch_head(trained, seen) if config.features else nullcontext():
-            answers = trained.task.answers(trained.model(stacked), [files[index] for index, _ in good], config)
+            outputs = trained.task.run(trained.model, stacked)
+            answers = trained.task.answers(outputs, [files[index] for index, _ in good], config)
         ones |= {index: answer for (index, _), answer in zip(good, answers, strict=True)}
     return _Found([ones[index] for index, _, _ in batch], seen)
 

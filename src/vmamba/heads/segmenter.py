@@ -61,14 +61,18 @@ class Segmenter(nn.Module):
             else FCNHead(config.auxiliary_head, config.in_channels, config.num_classes)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, own_strides: bool = False) -> Any:
         """Images ``(b, in_chans, H, W)`` to logits ``(b, num_classes, H, W)``, float32 or wider.
+
+        With ``own_strides`` what `logits` gives: training in several processes must go through here.
 
         The decode head's logits are resized to the images' size, bilinearly.
 
         Raises:
             InputError: another number of axes or channels, or an image smaller than the stages need.
         """
+        if own_strides:
+            return self.logits(x)
         logits: Tensor = self.decode_head(self.backbone(x), x)
         full = logits if logits.dtype.itemsize >= 4 else logits.float()
         return full if full.shape[2:] == x.shape[2:] else resize(full, x.shape[2:])

@@ -53,17 +53,29 @@ def class_weights(given: Any, classes: Sequence[str], targets: Targets) -> tuple
     return weights
 
 
+def weights_by_rarity(classes: Sequence[str], counts: Sequence[int], what: str) -> tuple[float, ...]:
+    """A weight for each class by how rare it is: all / (classes × its own), 1 on average over all.
+
+    Args:
+        classes: their names.
+        counts: of images or pixels that show each.
+        what: is counted, for messages.
+
+    Raises:
+        ConfigError: a class has none.
+    """
+    lacking = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if lacking:
+        raise ConfigError(f"{OPTION}=balanced: no {what} has {lacking[:10]}, so how rare it is is not known")
+    return tuple(sum(counts) / (len(classes) * count) for count in counts)
+
+
 def _balanced(classes: Sequence[str], targets: Targets) -> tuple[float, ...]:
-    images = len(targets)
     if targets.ndim == 1:
-        counts = np.bincount(targets, minlength=len(classes))
-        weights = images / (len(classes) * np.maximum(counts, 1))
-    else:
-        counts = (targets == 1).sum(0)
-        weights = (images - counts) / np.maximum(counts, 1)
-    if not counts.all():
-        lacking = [name for name, count in zip(classes, counts, strict=True) if not count]
-        raise ConfigError(f"{OPTION}=balanced: no training image has {lacking[:10]}, so how rare it is is not known")
+        return weights_by_rarity(classes, np.bincount(targets, minlength=len(classes)).tolist(), "training image")
+    counts = (targets == 1).sum(0)
+    weights_by_rarity(classes, counts.tolist(), "training image")  # each must occur
+    weights = (len(targets) - counts) / counts
     return tuple(float(weight) for weight in weights)
 
 

@@ -35,13 +35,14 @@ def from_keywords(kind: type[Config], fields: Mapping[str, Any], source: str) ->
     return kind(**{name: checked[name] if name in plain else value for name, value in fields.items()})
 
 
-def as_data(data: Any, source: str, dataset: str | None = None) -> DataConfig:
+def as_data(data: Any, source: str, dataset: str | None = None, own_images: str = "folder") -> DataConfig:
     """Images as a `DataConfig`.
 
     Args:
         data: one; the name of a data set; the path of a tree of class folders; or a mapping of a `DataConfig`'s fields.
         source: what messages call the caller.
-        dataset: the data set where a mapping names none; else, where it has ``data_dir``, a folder's.
+        dataset: the data set where a mapping names none; else, where it has ``data_dir``, ``own_images``.
+        own_images: the data set that a folder is.
 
     Raises:
         ConfigError: it is none of these.
@@ -56,9 +57,9 @@ def as_data(data: Any, source: str, dataset: str | None = None) -> DataConfig:
                 f"{source}: data={os.fspath(data)!r} is neither a folder nor a data set; data sets: "
                 f"{', '.join(DATASETS)}{nearest(os.fspath(data), DATASETS)}"
             )
-        return DataConfig("folder", Path(data))
+        return DataConfig(own_images, Path(data))
     if isinstance(data, Mapping):
-        named = dataset or ("folder" if data.get("data_dir") is not None else None)
+        named = dataset or (own_images if data.get("data_dir") is not None else None)
         default = {} if named is None else {"dataset": named}
         return from_keywords(DataConfig, {**default, **data}, f"{source}'s data")
     raise ConfigError(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,16 @@ from vmamba.data import (
     read_image,
 )
 from vmamba.data.arrays import read_pixels
+from vmamba.errors import ConfigError
+from vmamba.models import model_config
 from vmamba.tasks.classification.labels import in_order
 from vmamba.tasks.protocol import ModelParts, Settings
 from vmamba.tasks.vssm_models import build_vssm, check_image_size, vssm_from_metadata, vssm_metadata, vssm_parts
 from vmamba.weights import WeightFile, adapt_to
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from vmamba.data.preprocessing import ImageTransform
 
 
@@ -51,6 +55,15 @@ class ImageLabels:
     preprocessing: Preprocessing
     ids: tuple[str, ...] = ()
     class_weights: tuple[float, ...] = ()
+
+    default_model: ClassVar[str] = "vmamba_nano"
+    default_dataset: ClassVar[str] = "digits"
+    own_images: ClassVar[str] = "folder"
+
+    @classmethod
+    def check_model(cls, name: str, options: Mapping[str, Any]) -> None:
+        """A classifier."""
+        model_config(name, **options)
 
     def metadata(self, model: nn.Module) -> dict[str, str]:
         """The model's configuration, the classes, the preprocessing; each as JSON."""
@@ -89,6 +102,19 @@ class ImageLabels:
     def inputs(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The pixels."""
         return batch[0]
+
+    def run(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """Logits ``(b, classes)``."""
+        logits: Tensor = model(inputs)
+        return logits
+
+    def configured(self, options: Mapping[str, Any]) -> Self:
+        """As it is: there is nothing to choose."""
+        if options:
+            raise ConfigError(
+                f"options={dict(options)}: classes of whole images are asked for in one way; leave them out"
+            )
+        return self
 
     def build(self, settings: Settings) -> nn.Module:
         """A `VSSM` with a logit for each class."""

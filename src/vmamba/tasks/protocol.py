@@ -232,6 +232,9 @@ class Task(Protocol):
         metrics: what a `Measurement` tells; an epoch may be chosen by each.
         headline: the one of ``metrics`` that a run is summed up by, and that chooses epochs where nothing else is said.
         described_by: the entries of a weight file's metadata that `from_metadata` needs.
+        default_model: what is trained where no model is named.
+        default_dataset: what it is trained on where no images are named.
+        own_images: the data set that a folder of one's own is where no data set is named.
     """
 
     name: ClassVar[str]
@@ -239,6 +242,9 @@ class Task(Protocol):
     metrics: ClassVar[tuple[Metric, ...]]
     headline: ClassVar[str]
     described_by: ClassVar[tuple[str, ...]]
+    default_model: ClassVar[str]
+    default_dataset: ClassVar[str]
+    own_images: ClassVar[str]
 
     # --- where it comes from, and what weight files say
 
@@ -255,11 +261,26 @@ class Task(Protocol):
         """
 
     @classmethod
+    def check_model(cls, name: str, options: Mapping[str, Any]) -> None:
+        """Make sure, before data are loaded, that `build` knows a model of this name that has these ``model_options``.
+
+        Raises:
+            ConfigError: it does not.
+        """
+
+    @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Self:
         """Undo `metadata`. Raises ValueError or TypeError where the text makes no sense."""
 
     def metadata(self, model: nn.Module) -> dict[str, str]:
         """What a weight file says besides its name: ``described_by``, and what `rebuild` needs."""
+
+    def configured(self, options: Mapping[str, Any]) -> Self:
+        """This task, measuring and answering as ``options`` say.
+
+        Raises:
+            ConfigError: an option that there is not, or a value that makes no sense.
+        """
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -290,6 +311,9 @@ class Task(Protocol):
 
     def inputs(self, batch: Any) -> Any:
         """The part of a batch that the model takes in eval mode."""
+
+    def run(self, model: nn.Module, inputs: Any) -> Any:
+        """The outputs of a model in eval mode: what it returns, unless inputs must go through it in pieces."""
 
     # --- the model
 

@@ -42,15 +42,22 @@ class TrainConfig:
         epochs: Passes over the training images.
         batch_size: Images in one forward pass of one process.
         grad_accumulation: Forward passes before each update of the weights.
-        lr: Learning rate after warm-up; it then falls along a cosine.
+        epoch_updates: Updates of the weights that make an epoch, whatever the number of images; by default as many as
+            one pass takes.
+        lr: Learning rate after warm-up; it then falls as schedule says.
         lr_per_1024: The same for an update of 1024 images: it is multiplied by batch_size × grad_accumulation ×
             processes / 1024. Where lr is given, that holds.
         min_lr: Learning rate at the end; by default 1e-6.
         min_lr_per_1024: The same for an update of 1024 images.
+        schedule: How the learning rate falls: cosine, or poly, by a power of what is left of the updates.
+        poly_power: That power; 1 is a straight line.
         warmup_epochs: Epochs in which the learning rate rises linearly.
+        warmup_updates: Updates in which it does, instead of warmup_epochs.
         warmup_lr: Learning rate that it rises from; by default a hundredth of lr.
         warmup_lr_per_1024: The same for an update of 1024 images.
         weight_decay: AdamW's, on all but vectors, biases and positions.
+        undecayed: Parts of parameters' names, such as norm: those alone are then left without weight decay, and vectors
+            and biases have it too, as OpenMMLab's paramwise_cfg says.
         decay_ssm: Whether it holds for the matrices of the scan's own parameters too, A_logs and dt_projs_bias, as in
             upstream's training.
         label_smoothing: Share of the target that is spread over all classes.
@@ -86,9 +93,11 @@ class TrainConfig:
         output: Folder of the run; by default a new one under runs/.
         resume: Folder of a run to go on with. Fields left out are that run's; epochs may be changed, and with it the
             rest of the learning-rate curve. With auto, the run in output if there is one, else a new one.
-        task: What is learnt: classification (one class an image) or multilabel (any number).
+        task: What is learnt: classification (one class an image), multilabel (any number) or segmentation (one class a
+            pixel).
         task_options: Options that the task alone has: of classification and multilabel class_weights, which is none,
-            balanced, {class: weight} or a CSV file with the columns class and weight.
+            balanced, {class: weight} or a CSV file with the columns class and weight; of segmentation see
+            docs/segmentation.md.
     """
 
     given: InitVar[frozenset[str] | None] = field(default=None, kw_only=True)
@@ -104,14 +113,19 @@ class TrainConfig:
     epochs: int | None = None
     batch_size: int | None = None
     grad_accumulation: int = 1
+    epoch_updates: int | None = None
     lr: float | None = None
     lr_per_1024: float | None = None
     min_lr: float | None = None
     min_lr_per_1024: float | None = None
+    schedule: Literal["cosine", "poly"] | None = None
+    poly_power: float = 1.0
     warmup_epochs: int | None = None
+    warmup_updates: int | None = None
     warmup_lr: float | None = None
     warmup_lr_per_1024: float | None = None
     weight_decay: float | None = None
+    undecayed: tuple[str, ...] | None = None
     decay_ssm: bool = True
     label_smoothing: float | None = None
     clip_grad: float | None = None
@@ -144,10 +158,19 @@ class TrainConfig:
     recipe: str | None = None
 
     def __post_init__(self, given: frozenset[str] | None) -> None:
-        whole = ("epochs", "batch_size", "grad_accumulation", "save_every", "keep_last", "log_every", "process_timeout")
+        whole = (
+            "epochs",
+            "batch_size",
+            "grad_accumulation",
+            "epoch_updates",
+            "save_every",
+            "keep_last",
+            "log_every",
+            "process_timeout",
+        )
         for name in whole:
             self._want(name, "a whole number, 1 or more", lambda v: v >= 1)
-        for name in ("save_every_steps", "skip_nonfinite"):
+        for name in ("save_every_steps", "skip_nonfinite", "warmup_updates"):
             self._want(name, "a whole number, 0 or more", lambda v: v >= 0)
         self._want("save_every_minutes", "a number, 0 or more", lambda v: 0 <= v < float("inf"))
         for name in ("warmup_epochs", "num_workers", "seed", "reset_stages", "freeze_stages", "head_only_epochs"):
@@ -167,6 +190,7 @@ class TrainConfig:
             self._want(name, "a number, 0 or more", lambda v: 0 <= v < float("inf"))
         for name in ("label_smoothing", "ema_decay", "drop_path_rate"):
             self._want(name, "a number from 0 up to, not including, 1", lambda v: 0 <= v < 1)
+        self._want("poly_power", "a number above 0", lambda v: 0 < v < float("inf"))
         self._want("layer_decay", "a number above 0, up to 1", lambda v: 0 < v <= 1)
         figures = [metric.name for metric in self.learnt.metrics]
         self._want("select_by", " or ".join(sorted(figures)), lambda v: v in figures)

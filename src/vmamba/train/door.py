@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmamba.data import Augmentation
 from vmamba.tasks.keywords import as_data, from_keywords
+from vmamba.tasks.registry import DEFAULT, task_type
 from vmamba.tasks.run_files import trained_on
 from vmamba.train.config import TrainConfig
 from vmamba.train.recipe_files import recipe_dataset
@@ -33,13 +34,14 @@ def config_of(data: Any, augmentation: Any, fields: Mapping[str, Any]) -> TrainC
     """
     groups: dict[str, Any] = {}
     if data is not None:
-        dataset = None
+        task = fields.get("task", DEFAULT)
+        dataset, own_images = None, task_type(task).own_images
         if fields.get("resume") is not None:
             own = trained_on(Path(fields["resume"]))
             dataset = None if own is None else own.dataset
         elif fields.get("recipe") is not None:
             dataset = recipe_dataset(str(fields["recipe"]))
-        groups["data"] = as_data(data, SOURCE, dataset)
+        groups["data"] = as_data(data, SOURCE, dataset, own_images)
     if isinstance(augmentation, Mapping):
         groups["augmentation"] = from_keywords(Augmentation, augmentation, f"{SOURCE}'s augmentation")
     elif augmentation is not None:

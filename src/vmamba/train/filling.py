@@ -68,6 +68,7 @@ def with_recipe(config: TrainConfig) -> TrainConfig:
 
 def with_defaults(config: TrainConfig) -> TrainConfig:
     """``config`` with what suits its data set in every field that is still None."""
+    config = _with_task(config)
     row, recipe = config.data.defaults, config.dataset_recipe
     filled: dict[str, Any] = {
         f.name: getattr(recipe, f.name) for f in fields(Recipe) if getattr(config, f.name) is None
@@ -86,6 +87,18 @@ def with_defaults(config: TrainConfig) -> TrainConfig:
         in_chans=row.in_chans if config.data.in_chans is None else config.data.in_chans,
     )
     return replace(config, data=data, augmentation=config.augmentation.resolved(row.augmentation), **filled)
+
+
+def _with_task(config: TrainConfig) -> TrainConfig:
+    """``config`` with its task's own model and images where none are named; a run to go on with has both."""
+    if config.resume is not None:
+        return config
+    changes: dict[str, Any] = {}
+    if "model" not in given_fields(config):
+        changes["model"] = config.learnt.default_model
+    if "dataset" not in given_fields(config.data):
+        changes["data"] = replace(config.data, dataset=config.learnt.default_dataset)
+    return replace(config, **changes)
 
 
 def rates(config: TrainConfig, processes: int) -> dict[str, float]:

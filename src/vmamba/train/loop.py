@@ -108,9 +108,13 @@ class Trainer:
         model = model.to(accelerator.device)
         seed_everything(config.seed, 1 + accelerator.process_index)
 
-        self._sampler = EpochSampler(len(subsets.train), config.seed)
         #: The training samples by `vmamba.train.sampler.Key`.
         self.samples = SeededSamples(task.dataset(subsets.train, config.augmentation), config.seed)
+        taken = None
+        if config.epoch_updates is not None:
+            images = (config.batch_size or 1) * config.grad_accumulation * accelerator.num_processes
+            taken = config.epoch_updates * images
+        self._sampler = EpochSampler(len(self.samples), config.seed, taken)
         loader = self._loader(self.samples, self._sampler)
 
         # Copied before accelerate wraps the model's forward.
@@ -268,7 +272,7 @@ class Trainer:
         meter = self.task.meter()
         with self._evaluation_loader(samples) as loader, torch.inference_mode(), accelerator.autocast():
             for number, batch in enumerate(loader, 1):
-                seen = meter.observe(model(self.task.inputs(batch)), batch)
+                seen = meter.observe(self.task.run(model, self.task.inputs(batch)), batch)
                 # One object a sample, not tensors that can be laid end to end.
                 meter.update(accelerator.gather_for_metrics(seen, use_gather_object=isinstance(seen, list)))
                 if hooks is not None:

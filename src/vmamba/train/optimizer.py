@@ -41,7 +41,10 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     if config.layer_decay == 1.0:
         groups = {False: {"params": [], "weight_decay": 0.0}, True: {"params": [], "weight_decay": weight_decay}}
     for name, parameter, scale in _learning(model, config.layer_decay):
-        decay = weight_decay > 0 and decays(name, parameter, config.decay_ssm)
+        if config.undecayed is None:
+            decay = weight_decay > 0 and decays(name, parameter, config.decay_ssm)
+        else:
+            decay = weight_decay > 0 and not any(part in name for part in config.undecayed)
         if scale is None:
             group = groups[decay]
         else:
@@ -74,8 +77,47 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     )
 
 
+class PolySchedule:
+    """OpenMMLab's ``PolyLR`` behind a linear warm-up: (1 − done / all)^power, from the warm-up's end on.
+
+    timm's counts whole epochs of warm-up, and starts from the rate after it.
+    """
+
+    def __init__(self, optimizer: Any, config: TrainConfig, updates_per_epoch: int) -> None:
+        self.optimizer = optimizer
+        self.power = config.poly_power
+        self.updates = (config.epochs or 1) * updates_per_epoch
+        self.warmup = min(warmup_updates(config, updates_per_epoch), self.updates)
+        lr = config.lr or 0.0
+        self.first = (lr / 100 if config.warmup_lr is None else config.warmup_lr) / lr
+        self.last = (config.min_lr or 0.0) / lr
+        self._rates = [lr * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
+        self.step_update(0)
+
+    def factor(self, update: int) -> float:
+        """On the learning rate, after so many updates."""
+        if update < self.warmup:
+            return self.first + (1 - self.first) * update / self.warmup
+        left = max(0.0, 1 - (update - self.warmup) / max(1, self.updates - self.warmup))
+        share: float = left**self.power
+        return (1 - self.last) * share + self.last
+
+    def step_update(self, num_updates: int) -> None:
+        """Set the rates for the next update."""
+        factor = self.factor(num_updates)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+
+
+def warmup_updates(config: TrainConfig, updates_per_epoch: int) -> int:
+    """In how many updates the learning rate rises."""
+    return (config.warmup_epochs or 0) * updates_per_epoch if config.warmup_updates is None else config.warmup_updates
+
+
 def make_scheduler(optimizer: Any, config: TrainConfig, updates_per_epoch: int) -> Any:
-    """Linear warm-up, then a cosine down to ``min_lr``, stepped at every update."""
+    """Linear warm-up, then a cosine or a power of what is left down to ``min_lr``, stepped at every update."""
+    if config.schedule == "poly":
+        return PolySchedule(optimizer, config, updates_per_epoch)
     from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
 
     epochs, warmup = config.epochs or 1, config.warmup_epochs or 0

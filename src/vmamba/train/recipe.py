@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Literal
 
 from vmamba.errors import ConfigError
 from vmamba.tasks.run_files import typed
@@ -28,6 +29,7 @@ class Recipe:
     drop_path_rate: float
     num_workers: int
     select_by: str
+    schedule: Literal["cosine", "poly"] = "cosine"
 
 
 @cache

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmamba.errors import TrainingError
-from vmamba.models import model_config
 from vmamba.output import check_writable_folder
 from vmamba.tasks.protocol import Measurement
 from vmamba.train.accelerator import accelerator_for, from_main
@@ -79,7 +78,7 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
         shown = console if accelerator.is_main_process else None
         if shown is not None:  # before the data, which may take long
             shown.print(_intention(config, path), highlight=False, soft_wrap=True, markup=False)
-        model_config(config.model, **config.model_options)  # before the data, which take longer
+        config.learnt.check_model(config.model, config.model_options)  # before the data, which take longer
         task, subsets = from_main(accelerator, lambda: config.learnt.load(config.data, config.task_options))
         trainer = Trainer(config, task, subsets, accelerator)
         report = Reporter(shown, task, config.epochs or 1, trainer.steps_per_epoch)

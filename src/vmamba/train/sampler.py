@@ -22,22 +22,34 @@ Key = tuple[int, int]
 class EpochSampler(Sampler[Key]):
     """The keys of an epoch's samples, in an order that depends on the seed and the epoch only.
 
+    With ``taken`` an epoch is so many samples of an endless row of passes, and goes on where the one before ended.
+
     ``epoch`` is set from outside. There is no ``set_epoch``: accelerate's loaders would call it with their own count,
     which starts at 0 in every process.
     """
 
-    def __init__(self, length: int, seed: int) -> None:
+    def __init__(self, length: int, seed: int, taken: int | None = None) -> None:
         self.length = length
         self.seed = seed
+        self.taken = taken
         self.epoch = 0
 
     def __iter__(self) -> Iterator[Key]:
-        word = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
+        if self.taken is None:
+            return iter([(self.epoch, index) for index in self._pass(self.epoch)])
+        first, last = self.epoch * self.taken, (self.epoch + 1) * self.taken
+        passes = range(first // self.length, -(-last // self.length))
+        begun = first - passes[0] * self.length
+        keys = [(number, index) for number in passes for index in self._pass(number)]
+        return iter(keys[begun : begun + self.taken])
+
+    def _pass(self, number: int) -> list[int]:
+        word = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         order: list[int] = torch.randperm(self.length, generator=torch.Generator().manual_seed(word)).tolist()
-        return iter([(self.epoch, index) for index in order])
+        return order
 
     def __len__(self) -> int:
-        return self.length
+        return self.length if self.taken is None else self.taken
 
 
 class SeededSamples(Dataset[Any]):

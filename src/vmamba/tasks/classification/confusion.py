@@ -16,8 +16,17 @@ MAX_COUNTED = 12
 MAX_NAMED = 40
 
 
-def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str = "") -> Figure:
-    """A confusion matrix: rows are true classes, columns predictions; shades are shares of the row."""
+def confusion_figure(
+    confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str = "", in_percent: bool = False
+) -> Figure:
+    """A confusion matrix: rows are true classes, columns predictions; shades are shares of the row.
+
+    Args:
+        confusion: counts.
+        classes: names.
+        title: above.
+        in_percent: whether cells say the share of the row instead of the count, which for pixels is long.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
@@ -32,7 +41,7 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str],
     cell = 0.52 if k <= MAX_COUNTED else 0.27 if k <= MAX_NAMED else 7.0 / k
     side = max(cell * k, 2.6)
     # Characters of a class name are about 0.075 inch wide at this size.
-    margin = 0.6 + (0.075 * max(map(len, names), default=0) if k <= MAX_NAMED else 0.3)
+    margin = 0.8 + (0.075 * max(map(len, names), default=0) if k <= MAX_NAMED else 0.3)
     figure = Figure(figsize=(side + margin + 1.0, side + margin + 0.4), dpi=120, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
@@ -53,7 +62,8 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str],
     if k <= MAX_COUNTED:
         for i, j in zip(*np.nonzero(counts), strict=True):
             shade = "white" if shares[i, j] > 0.5 else "#222222"
-            axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", fontsize=8.5, color=shade)
+            text = f"{shares[i, j]:.1%}" if in_percent else f"{counts[i, j]:,}"
+            axes.text(j, i, text, ha="center", va="center", fontsize=8.5, color=shade)
         axes.set_xticks(np.arange(k + 1) - 0.5, minor=True)
         axes.set_yticks(np.arange(k + 1) - 0.5, minor=True)
         axes.grid(which="minor", color="#dddddd", linewidth=0.6)

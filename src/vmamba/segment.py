@@ -1,0 +1,178 @@
+"""What `vmamba segment` does: a class for every pixel of images, as overlays, masks, a legend and areas."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vmamba.data.arrays import preview
+from vmamba.data.images import IMAGE_SUFFIXES
+from vmamba.errors import ConfigError, DataError, OutputError
+from vmamba.evaluate.measure import to_device
+from vmamba.evaluate.pictures import save_figure
+from vmamba.evaluate.predict import ALL_SUFFIXES, find_images
+from vmamba.output import check_writable_folder, create_folder, write_atomically, write_json
+from vmamba.tasks.overlay import legend_figure, mask_image, overlay, png
+from vmamba.tasks.segmentation.prediction import SegmentedImage
+from vmamba.tasks.segmentation.task import Segmentation
+from vmamba.tasks.trained import Trained, open_trained
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LEGEND, AREAS = "legend.png", "areas.json"
+
+
+@dataclass(frozen=True)
+class SegmentConfig:
+    """Which images to segment, with what, how, and where the results go.
+
+    Attributes:
+        paths: Image files, and folders that are searched through and through.
+        weights: Run folder (its best weights), a weight file that a run wrote, an ONNX file of `vmamba export`, or a
+            model's name for its released weights.
+        output: Folder for two files an image, legend.png and areas.json.
+        mode: Whether an image goes through the network whole, or in windows (slide), which needs less memory; by
+            default as the weights say.
+        window: Side of a window, pixels.
+        stride: Pixels from one window to the next.
+        blend: What a window's scores count in the mean: mean (all the same), triangular or gaussian.
+        scales: Factors on the image's own size whose answers are averaged, such as [0.75, 1.0, 1.25].
+        flip: Whether to average with the mirrored image's answer too.
+        overwrite: Whether files in the output folder may be replaced.
+        unreadable: Whether an image that cannot be decoded stops the command, or is left out and counted.
+        device: auto, cpu, cuda, mps or xpu.
+    """
+
+    paths: tuple[Path, ...]
+    weights: Path
+    output: Path = Path("segmented")
+    mode: Literal["whole", "slide"] | None = None
+    window: int | None = None
+    stride: int | None = None
+    blend: Literal["mean", "triangular", "gaussian"] | None = None
+    scales: tuple[float, ...] | None = None
+    flip: bool | None = None
+    overwrite: bool = False
+    unreadable: Literal["stop", "skip"] = "stop"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise ConfigError("no image or folder given")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the task is to do otherwise than its weights say."""
+        names = ("mode", "window", "stride", "blend", "scales", "flip")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+def segment_files(config: SegmentConfig, console: Console | None = None) -> list[SegmentedImage]:
+    """Segment images one by one, in the order given, those of a folder sorted, and write what came of each.
+
+    For ``photo.jpg`` that are ``photo_overlay.png``, the classes' colours over the image, and ``photo_mask.png``, whose
+    pixels are the classes' numbers. The legend and the areas come last, when all images are done.
+
+    Returns:
+        an answer for each image that could be read, without its labels.
+
+    Raises:
+        CheckpointError: the weights cannot be used. ConfigError: they do not segment, or an option makes no sense.
+        DataError: there is no image, or one cannot be read; names it.
+        OutputError: the folder is not empty, or cannot be written; noticed before anything is computed.
+    """
+    check_writable_folder(config.output)
+    if not config.overwrite and config.output.is_dir() and any(config.output.iterdir()):
+        raise OutputError(f"output folder {config.output} is not empty; give a new one, or overwrite=true")
+    files = find_images(config.paths, ALL_SUFFIXES)  # before weights are downloaded
+    trained, device = open_trained(config.weights, config.device)
+    task = trained.task
+    if not isinstance(task, Segmentation):
+        raise ConfigError(f"{config.weights} was trained for {task.name}, which `vmamba predict` answers")
+    if not task.preprocessing.full_depth:
+        files = find_images(config.paths, IMAGE_SUFFIXES)
+    task = task.configured(config.options)
+    trained = replace(trained, task=task)
+    trained.model.to(device)
+    create_folder(config.output)
+    answers: list[SegmentedImage] = []
+    skipped: list[str] = []
+    for path, name, labels in _labels(config, files, trained, task, device):
+        if isinstance(labels, str):
+            skipped.append(labels)
+            continue
+        picture = overlay(_shown(path), labels, task.classes)
+        _write_png(config.output / f"{name}_overlay.png", picture)
+        _write_png(config.output / f"{name}_mask.png", mask_image(labels, task.classes))
+        answers.append(replace(SegmentedImage.of(path, labels, task.classes), labels=None))
+    if not answers:
+        raise DataError(f"none of the {len(files)} images can be read; the first: {skipped[0]}")
+    _finish(config, trained, task, answers, skipped)
+    if console is not None:
+        task.print_answers(answers, console)
+        for error in skipped:
+            console.print(f"left out: {error}", soft_wrap=True, markup=False)
+        said = f"wrote {len(answers)} overlay(s) and mask(s), {LEGEND} and {AREAS} to {config.output}"
+        console.print(said, soft_wrap=True, markup=False)
+    return answers
+
+
+def _labels(
+    config: SegmentConfig, files: Sequence[Path], trained: Trained, task: Segmentation, device: torch.device
+) -> Iterator[tuple[Path, str, Any]]:
+    """Each file, its name in the output, and its labels ``(h, w)`` or why there are none."""
+    twice = max(Counter(path.stem for path in files).values()) > 1
+    for index, path in enumerate(files):
+        name = f"{index:04d}_{path.stem}" if twice else path.stem
+        try:
+            inputs = to_device(task.stack([task.read(path)]), device)
+        except DataError as error:
+            if config.unreadable == "stop":
+                raise DataError(f"{error}; leave such images out with unreadable=skip") from error
+            yield path, name, str(error)
+            continue
+        with torch.inference_mode():
+            yield path, name, np.asarray(task.run(trained.model, inputs)[0])
+
+
+def _shown(path: Path) -> Image.Image:
+    image = preview(path)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _write_png(path: Path, image: Image.Image) -> None:
+    data = png(image)
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+
+
+def _finish(
+    config: SegmentConfig,
+    trained: Trained,
+    task: Segmentation,
+    answers: Sequence[SegmentedImage],
+    skipped: Sequence[str],
+) -> None:
+    seen = {name for answer in answers for name in answer.pixels}
+    places = [index for index, name in enumerate(task.classes.names) if name in seen or len(task.classes) <= 25]
+    save_figure(legend_figure(task.classes, places), config.output / LEGEND)
+    classes = [
+        {"class": name, "number": index, "colour": list(task.classes.palette[index])}
+        for index, name in enumerate(task.classes.names)
+    ]
+    values = {
+        "model": trained.name,
+        "weights": str(trained.weights_path),
+        "inference": task.inference.to_dict(),
+        "classes": classes,
+        "images": [answer.to_dict() for answer in answers],
+        "skipped": list(skipped),
+    }
+    write_json(config.output / AREAS, values)

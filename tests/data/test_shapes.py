@@ -1,0 +1,67 @@
+"""The generated shapes: the same everywhere, each by itself, and masks, boxes and labels that agree."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from vmamba.data.datasets.shapes import CLASSES, MOST, Shapes, boxes_of, make_sample
+
+
+def test_pixels_are_the_same_on_every_machine() -> None:
+    sample = make_sample("train", 0, 7)
+    digest = hashlib.sha256(sample.image.tobytes() + sample.semantic.tobytes() + sample.boxes.tobytes()).hexdigest()
+    assert digest[:16] == "f88fd4416493ddaf"
+
+
+def test_a_sample_needs_no_other() -> None:
+    every = [sample.image for sample in (Shapes("val", 3, 4)[i] for i in range(4))]
+    assert (Shapes("val", 3)[2].image == every[2]).all()
+    assert len({image.tobytes() for image in every}) == 4
+
+
+def test_parts_and_seeds_share_no_image() -> None:
+    seen = {make_sample(part, seed, i).image.tobytes()
+            for part in ("train", "val", "test") for seed in (0, 1) for i in range(5)}  # fmt: skip
+    assert len(seen) == 30
+
+
+@pytest.mark.parametrize("index", range(20))
+def test_what_is_known_of_a_sample_agrees(index: int) -> None:
+    sample = make_sample("train", 0, index)
+    assert sample.image.shape == (256, 256, 3)
+    assert sample.image.dtype == sample.semantic.dtype == np.uint8
+    assert 1 <= len(sample.masks) == len(sample.boxes) == len(sample.labels) <= MOST
+    assert set(sample.labels.tolist()) <= set(range(1, len(CLASSES)))
+    assert sample.masks.sum(0).max() == 1, "a pixel shows one shape at most"
+    painted = (sample.masks * sample.labels[:, None, None]).sum(0)
+    assert (painted == sample.semantic).all()
+    for mask, (x1, y1, x2, y2) in zip(sample.masks, sample.boxes.tolist(), strict=True):
+        assert mask.sum() >= 64
+        assert mask[y1:y2, x1:x2].sum() == mask.sum()
+        assert mask[y1].any()
+        assert mask[y2 - 1].any()
+        assert mask[:, x1].any()
+        assert mask[:, x2 - 1].any()
+
+
+def test_all_classes_are_as_common() -> None:
+    counts = np.bincount(np.concatenate([make_sample("train", 0, i).labels for i in range(120)]), minlength=4)
+    assert counts[0] == 0
+    assert counts[1:].min() > 0.25 * counts.sum()
+
+
+def test_another_size() -> None:
+    sample = make_sample("test", 0, 0, size=64)
+    assert sample.image.shape == (64, 64, 3)
+    assert sample.masks.shape[1:] == (64, 64)
+
+
+def test_boxes_end_beyond_the_last_pixel() -> None:
+    mask = np.zeros((1, 5, 6), bool)
+    mask[0, 1:3, 2:5] = True
+    assert boxes_of(mask).tolist() == [[2, 1, 5, 3]]
+
+
+def test_there_is_an_end() -> None:
+    assert len([sample.labels for sample in Shapes("val", count=3)]) == 3
