@@ -81,11 +81,11 @@ _PUBLISHED: Mapping[str, tuple[PublishedDetector, ...]] = {
     ),
 }
 
-#: Ours, for the smallest backbone: a pyramid and heads in proportion, and objects of two dozen pixels on.
+#: Ours, for the smallest backbone: a pyramid and heads in proportion, and anchors from 16 pixels on.
 _NANO: Mapping[str, Mapping[str, Any]] = {
-    "neck": {"out_channels": 64},
+    "neck": {"out_channels": 48},
     "rpn": {
-        "feat_channels": 64,
+        "feat_channels": 48,
         "scales": (4.0,),
         "nms_pre": 300,
         "nms_pre_train": 300,
@@ -93,7 +93,7 @@ _NANO: Mapping[str, Mapping[str, Any]] = {
         "samples": 128,
     },
     "box_head": {"fc_out_channels": 256, "samples": 64},
-    "mask_head": {"conv_out_channels": 64, "num_convs": 2},
+    "mask_head": {"conv_out_channels": 48, "num_convs": 2},
 }
 
 #: ``mask_rcnn_vmamba_tiny_s1l8``, ``mask_rcnn_vanilla_vmamba_tiny``, …
