@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import torch
 
+from vmamba.architecture.detector_variants import DETECTORS
 from vmamba.architecture.segmenter_variants import SEGMENTERS
 from vmamba.architecture.variants import VARIANTS
 from vmamba.errors import CheckpointError, ConfigError, nearest

@@ -147,7 +147,7 @@ def _read(content: Mapping[str, Any]) -> tuple[Categories, list[CocoImage]]:
                 segmentation,
                 bool(row.get("iscrowd", 0)),
                 None if area is None else float(area),
-            )  # fmt: skip
+            )
         )
     images = [
         CocoImage(int(r["id"]), str(r["file_name"]), int(r["height"]), int(r["width"]), tuple(of_image[int(r["id"])]))

@@ -26,7 +26,7 @@ class DetectionAugmentation:
     """Random changes to an image and its objects.
 
     Attributes:
-        fit: longest and shortest edge that images are resized to fit, keeping their shape; None leaves them as they are.
+        fit: longest and shortest edge that images are resized to fit, keeping their shape; None leaves them.
         scales: shortest edges, one of which takes the place of the one in ``fit``; empty: none does.
         crop: with probability one half, cut a random part of the image out first.
         hflip: probability of a left-right flip.

@@ -74,7 +74,7 @@ def stacked(pixels: Sequence[Tensor], originals: Sequence[tuple[int, int]]) -> I
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch to learn from (``inputs`` and ``truths``) or to measure on (``inputs``, ``annotations`` and ``names``)."""
+    """A batch to learn from (``inputs``, ``truths``) or to measure on (``inputs``, ``annotations``, ``names``)."""
     pixels = [sample["pixels"] for sample in samples]
     if "truth" in samples[0]:
         sizes = [(image.shape[-2], image.shape[-1]) for image in pixels]

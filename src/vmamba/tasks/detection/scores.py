@@ -114,11 +114,11 @@ class DetectionMeter:
         """One object an image."""
         results: list[ImageResult | None] = []
         sizes = batch["inputs"][2]
-        for found, annotations, name, size in zip(outputs, batch["annotations"], batch["names"], sizes, strict=True):
-            if annotations is None:
+        for found, known, name, size in zip(outputs, batch["annotations"], batch["names"], sizes, strict=True):
+            if known is None:
                 results.append(None)
                 continue
-            results.append(ImageResult(name, (int(size[0]), int(size[1])), annotations, as_rows(found)))
+            results.append(ImageResult(name, (int(size[0]), int(size[1])), known, as_rows(found)))
         return results
 
     def update(self, observation: Sequence[ImageResult | None]) -> None:
