@@ -129,11 +129,7 @@ def _segmentation(config: DemoConfig, console: Console | None) -> DemoResult:
     answers += segment_files(
         SegmentConfig((output / _HELD_OUT,), output / _RUN, output / _PREDICTIONS, device=config.device), console
     )
-    predict(
-        PredictConfig(
-            (output / _HELD_OUT,), output / _RUN, output=output / _PREDICTIONS, device=config.device, batch_size=1
-        )
-    )
+    predict(PredictConfig((output / _HELD_OUT,), output / _RUN, output=output / _PREDICTIONS, device=config.device))
     seconds = time.monotonic() - started
     say(f"\nDone in {seconds:.0f} s: mean IoU {evaluation.scores.figures['miou']:.1%} on test images. Look at", "bold")
     run = RunFolder(output / _RUN)

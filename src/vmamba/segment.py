@@ -82,7 +82,7 @@ def segment_files(config: SegmentConfig, console: Console | None = None) -> list
     pixels are the classes' numbers. The legend and the areas come last, when all images are done.
 
     Returns:
-        an answer for each image that could be read, without its labels.
+        an answer for each image that could be read, without its picture.
 
     Raises:
         CheckpointError: the weights cannot be used. ConfigError: they do not segment, or an option makes no sense.
@@ -112,7 +112,7 @@ def segment_files(config: SegmentConfig, console: Console | None = None) -> list
         picture = overlay(_shown(path), labels, task.classes)
         _write_png(config.output / f"{name}_overlay.png", picture)
         _write_png(config.output / f"{name}_mask.png", mask_image(labels, task.classes))
-        answers.append(replace(SegmentedImage.of(path, labels, task.classes), labels=None))
+        answers.append(replace(SegmentedImage.of(path, labels, task.classes), small=None))
     if not answers:
         raise DataError(f"none of the {len(files)} images can be read; the first: {skipped[0]}")
     _finish(config, trained, task, answers, skipped)

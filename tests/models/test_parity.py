@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import parity
+import parity_networks as parity
 import pytest
 
 import vmamba

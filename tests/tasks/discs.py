@@ -136,6 +136,7 @@ class DiscTask:
     default_model = "vmamba_nano"
     default_dataset = "digits"
     own_images = "folder"
+    batch_size = 64
 
     @classmethod
     def load(cls, data: Any, options: Mapping[str, Any]) -> tuple[DiscTask, DiscSubsets]:

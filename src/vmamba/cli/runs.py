@@ -77,6 +77,7 @@ def _eval_options(parser: CommandParser) -> None:
 
 def _eval_defaults(values: Namespace, given: Namespace) -> dict[str, Any]:
     """The run's own images, for what the user did not give. Another data set does not lie where the run's does."""
+    from vmamba.architecture.segmenter_variants import SEGMENTERS
     from vmamba.tasks.released import is_released_name
     from vmamba.tasks.run_files import trained_on, unknown_images
     from vmamba.tasks.trained import open_trained
@@ -95,7 +96,7 @@ def _eval_defaults(values: Namespace, given: Namespace) -> dict[str, Any]:
     if given.get("data.data_dir") is None:
         return {}
     if is_released_name(values.weights):
-        return {"data.dataset": "folder"}
+        return {"data.dataset": "masks" if str(values.weights) in SEGMENTERS else "folder"}
     return {"data.dataset": open_trained(values.weights, "cpu")[0].task.own_images}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from vmamba.data import DataConfig
+from vmamba.data.segmentation.pairs import find_pairs
 from vmamba.errors import ConfigError, DataError
 from vmamba.evaluate.pictures import save_figure
 from vmamba.evaluate.processes import Processes, processes
@@ -35,7 +36,7 @@ class EvaluateConfig:
         data: The images; by default those that the run was trained on.
         split: The part of them to measure on; by default test. For released weights, which have seen none of a folder,
             by default test or else val of train/ val/ test/, and all of a folder that is not so divided.
-        batch_size: Images in one forward pass.
+        batch_size: Images in one forward pass; by default 64, for segmentation 1, since sizes differ.
         num_workers: Processes that load images; 0 = none.
         device: auto, cpu, cuda, mps or xpu.
         json: File for all figures.
@@ -48,7 +49,7 @@ class EvaluateConfig:
     weights: Path
     data: DataConfig | None = None
     split: Literal["train", "val", "test", "all"] | None = None
-    batch_size: int = 64
+    batch_size: int | None = None
     num_workers: int = 0
     device: str = "auto"
     json: Path | None = None
@@ -57,7 +58,7 @@ class EvaluateConfig:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise ConfigError(f"batch_size={self.batch_size}: want a whole number, 1 or more")
         if self.num_workers < 0:
             raise ConfigError(f"num_workers={self.num_workers}: want a whole number, 0 or more")
@@ -113,7 +114,7 @@ def _evaluate(config: EvaluateConfig, console: Console | None, group: Processes)
     samples: Dataset[Any] = ConcatDataset([trained.task.dataset(part) for part in parts if part is not None])
 
     started = time.perf_counter()
-    scores = measure(trained, samples, device, config.batch_size, config.num_workers, group)
+    scores = measure(trained, samples, device, config.batch_size or trained.task.batch_size, config.num_workers, group)
     seconds = time.perf_counter() - started
     skipped = [name for names in group.gather(subsets.skipped) for name in names]
     evaluation = Evaluation(
@@ -140,6 +141,8 @@ def _default_split(trained: Trained, data: DataConfig, subsets: Subsets) -> Lite
     if not trained.released or data.data_dir is None:
         return "test"
     if data.dataset == "folder" and data.labels is None and not (data.data_dir / "train").is_dir():
+        return "all"
+    if data.dataset == "masks" and "" in find_pairs(data.data_dir):
         return "all"
     return "val" if subsets.test is None else "test"
 

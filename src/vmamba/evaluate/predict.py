@@ -54,7 +54,7 @@ class PredictConfig:
         truth: What tells an image's true class, so that wrong answers can be marked: none, or folder = the name of the
             folder it lies in.
         unreadable: Whether an image that cannot be decoded stops the command, or is left out and counted.
-        batch_size: Images in one forward pass.
+        batch_size: Images in one forward pass; by default 64, for segmentation 1, since sizes differ.
         num_workers: Processes that read images; 0 = none.
         resume: Whether to go on with what a stopped command has left in the output folder, if there is such.
         device: auto, cpu, cuda, mps or xpu.
@@ -70,14 +70,14 @@ class PredictConfig:
     sheet: int = 60
     truth: Literal["none", "folder"] = "none"
     unreadable: Literal["stop", "skip"] = "stop"
-    batch_size: int = 64
+    batch_size: int | None = None
     num_workers: int = 0
     resume: bool = False
     device: str = "auto"
 
     def __post_init__(self) -> None:
         for name, least in (("topk", 1), ("batch_size", 1), ("sheet", 0), ("num_workers", 0)):
-            if getattr(self, name) < least:
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ConfigError(f"{name}={getattr(self, name)}: want a whole number, {least} or more")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ConfigError(f"threshold={self.threshold}: a probability, want 0 to 1")
@@ -177,14 +177,15 @@ def _rounds(
     config: PredictConfig, files: Sequence[Path], start: int, trained: Trained, device: torch.device, group: Processes
 ) -> Iterator[_Found]:
     """Rounds in which each process asks about one batch; in the main process what came of the whole round."""
+    batch_size = config.batch_size or trained.task.batch_size
     loader: DataLoader[Any] = DataLoader(
         _Inputs(files, trained.task),
-        batch_sampler=group.batches(len(files), config.batch_size, start),
+        batch_sampler=group.batches(len(files), batch_size, start),
         num_workers=config.num_workers,
         collate_fn=list,
     )
     batches = iter(loader)
-    for _ in range(group.rounds(len(files), config.batch_size, start)):
+    for _ in range(group.rounds(len(files), batch_size, start)):
         batch = next(batches, None)  # the last round may not reach all
         found = _Found([], []) if batch is None else _ask(config, files, batch, trained, device)
         gathered = group.gather(found)

@@ -127,7 +127,9 @@ def _run_images(path: Path, trained: Trained) -> tuple[Tensor, str]:
         return _photographs(trained.preprocessing)
     count = min(_IMAGES, len(samples))
     dataset = task.dataset(samples)
-    pixels: Tensor = task.inputs(task.collate([dataset[i] for i in range(count)]))
+    pixels = task.inputs(task.collate([dataset[i] for i in range(count)]))
+    if not isinstance(pixels, Tensor):  # images of different sizes
+        return _photographs(trained.preprocessing)
     return pixels, f"{count} validation images of {data.dataset}"
 
 

@@ -28,7 +28,7 @@ from vmamba.layers import SS2D, Mlp, Pointwise
 from vmamba.layers.basic import Conv2d
 from vmamba.models import VARIANTS, VSSM, VSSMConfig, model_config
 from vmamba.weights import OFFICIAL, adapt_to, fetch, fetch_official, load_adapted, translate_keys
-from vmamba.weights.files import check_pickled_file
+from vmamba.weights.pickled import check_pickled_file
 
 #: `timm.models.register_model` adds the models' own functions.
 __all__ = ["TimmVSSM"]

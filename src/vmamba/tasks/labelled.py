@@ -59,6 +59,7 @@ class ImageLabels:
     default_model: ClassVar[str] = "vmamba_nano"
     default_dataset: ClassVar[str] = "digits"
     own_images: ClassVar[str] = "folder"
+    batch_size: ClassVar[int] = 64
 
     @classmethod
     def check_model(cls, name: str, options: Mapping[str, Any]) -> None:

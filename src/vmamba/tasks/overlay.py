@@ -15,19 +15,22 @@ from vmamba.data.segmentation.classes import BACKGROUND, PixelClasses
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: What the colour counts beside the image's own.
-OPACITY = 0.55
+#: What the colour counts beside the image's brightness.
+OPACITY = 0.6
 
 
 def overlay(image: Image.Image, labels: npt.NDArray[Any], classes: PixelClasses) -> Image.Image:
-    """``labels (h, w)`` as colours over an RGB image of that size, outlined; a background stays as it is."""
+    """``labels (h, w)`` as colours over an RGB image of that size, outlined; a background stays as it is.
+
+    Below the colours the image is grey, so that its own do not mix with them.
+    """
     colours = np.zeros((max(len(classes), int(labels.max(initial=0)) + 1), 3), np.float32)
     colours[: len(classes)] = classes.palette
     shown = np.zeros(len(colours), np.float32)
     shown[: len(classes)] = [name.lower() not in BACKGROUND for name in classes.names]
     pixels = np.asarray(image.convert("RGB"), np.float32)
-    share = (shown[labels] * OPACITY)[..., None]
-    mixed = pixels * (1 - share) + colours[labels] * share
+    grey = np.asarray(image.convert("L"), np.float32)[..., None]
+    mixed = np.where(shown[labels, None] > 0, grey * (1 - OPACITY) + colours[labels] * OPACITY, pixels)
     border = _borders(labels)
     mixed[border] = np.where(shown[labels[border], None] > 0, colours[labels[border]], mixed[border])
     return Image.fromarray(mixed.round().astype(np.uint8))

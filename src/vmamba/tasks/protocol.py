@@ -235,6 +235,7 @@ class Task(Protocol):
         default_model: what is trained where no model is named.
         default_dataset: what it is trained on where no images are named.
         own_images: the data set that a folder of one's own is where no data set is named.
+        batch_size: samples in one forward pass of measuring and answering, where nothing is said.
     """
 
     name: ClassVar[str]
@@ -245,6 +246,7 @@ class Task(Protocol):
     default_model: ClassVar[str]
     default_dataset: ClassVar[str]
     own_images: ClassVar[str]
+    batch_size: ClassVar[int]
 
     # --- where it comes from, and what weight files say
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vmamba.architecture.config import VSSMConfig
+from torch import nn
+
+from vmamba.architecture.segmenter_variants import SEGMENTERS
 from vmamba.data import Preprocessing, imagenet_class_ids, imagenet_class_names
 from vmamba.errors import CheckpointError, nearest
-from vmamba.models import VARIANTS
+from vmamba.heads import build_segmenter
+from vmamba.models import VARIANTS, VSSM
 from vmamba.tasks.classification.task import Classification
-from vmamba.weights import OFFICIAL, Recognised, WeightFile, fetch_official, recognise
+from vmamba.tasks.protocol import Task
+from vmamba.tasks.segmentation.released import ade20k_task
+from vmamba.weights import OFFICIAL, WeightFile, fetch_official, recognise
+from vmamba.weights.segmenters import holds_segmenter, recognise_segmenter
 
 #: As upstream measured them: resized to 256, the middle 224×224, ImageNet's mean and deviation.
 PREPROCESSING = Preprocessing(224, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 224 / 256)
@@ -17,7 +23,7 @@ PREPROCESSING = Preprocessing(224, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.22
 
 def is_released_name(path: Path) -> bool:
     """Whether ``path`` is no file but a model's name."""
-    return not path.exists() and str(path) in VARIANTS
+    return not path.exists() and (str(path) in VARIANTS or str(path) in SEGMENTERS)
 
 
 def weights_of_name(path: Path) -> Path:
@@ -29,7 +35,7 @@ def weights_of_name(path: Path) -> Path:
     """
     if path.exists():
         return path
-    if str(path) in VARIANTS:
+    if is_released_name(path):
         return fetch_official(str(path))
     raise CheckpointError(
         f"weight file {path} does not exist, nor is it a model with released weights{nearest(str(path), OFFICIAL)}; "
@@ -37,12 +43,20 @@ def weights_of_name(path: Path) -> Path:
     )
 
 
-def released_task(file: WeightFile, source: Path) -> tuple[Classification, Recognised[VSSMConfig]] | None:
-    """ImageNet's task and the network, if these weights fit a model whose weights were released, head included."""
+def released_task(file: WeightFile, source: Path) -> tuple[Task, nn.Module, str] | None:
+    """The task, the network, still with fresh weights, and its name, if these weights fit a model whose weights were
+    released, with all its classes: ImageNet's or ADE20K's.
+    """
     try:
-        found = recognise(file.state_dict, str(source))
+        if holds_segmenter(file):
+            found = recognise_segmenter(file.state_dict, str(source))
+            known = found.name in OFFICIAL and found.config.num_classes == 150 and found.config.in_chans == 3
+            return (ade20k_task(), build_segmenter(found.config), str(found.name)) if known else None
+        classifier = recognise(file.state_dict, str(source))
     except CheckpointError:
         return None
-    if found.name not in OFFICIAL or found.config.num_classes != 1000 or found.config.in_chans != 3:
+    config = classifier.config
+    if classifier.name not in OFFICIAL or config.num_classes != 1000 or config.in_chans != 3:
         return None
-    return Classification(imagenet_class_names(), PREPROCESSING, imagenet_class_ids()), found
+    task = Classification(imagenet_class_names(), PREPROCESSING, imagenet_class_ids())
+    return task, VSSM(config), str(classifier.name)

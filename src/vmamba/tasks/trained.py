@@ -13,7 +13,6 @@ from vmamba.data import Preprocessing
 from vmamba.device import pick_device
 from vmamba.errors import CheckpointError, ConfigError
 from vmamba.inference.onnx_model import open_onnx
-from vmamba.models import VSSM
 from vmamba.tasks.protocol import Task
 from vmamba.tasks.registry import DEFAULT, TASKS
 from vmamba.tasks.released import released_task, weights_of_name
@@ -78,10 +77,9 @@ def load_trained(path: str | Path) -> Trained:
         raise CheckpointError(f"{path} holds neither best.safetensors nor last.safetensors; is it a run's folder?")
     file = read_weights(weights)
     if file.metadata.get("format") != FORMAT and (known := released_task(file, weights)) is not None:
-        imagenet, found = known
-        bare = VSSM(found.config)
+        task, bare, name = known
         load_weights(bare, file.state_dict, source=str(weights))
-        return Trained(bare.eval(), imagenet, weights, str(found.name), released=True)
+        return Trained(bare.eval(), task, weights, name, released=True)
     kind = _task_type(file.metadata, weights)
     if missing := _missing(file.metadata, ("model", "config", *kind.described_by)):
         raise CheckpointError(

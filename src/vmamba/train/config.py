@@ -208,6 +208,8 @@ class TrainConfig:
             raise ConfigError("tf32=True with device=cpu: TensorFloat-32 is a format of GPUs; leave it out")
         if self.epochs is not None and self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
             raise ConfigError(f"warmup_epochs={self.warmup_epochs} must be fewer than epochs={self.epochs}")
+        if self.warmup_updates is not None and self.schedule == "cosine":
+            raise ConfigError(f"warmup_updates={self.warmup_updates} is for schedule=poly; give warmup_epochs")
         if self.reset_stages and self.init is None:
             raise ConfigError(f"reset_stages={self.reset_stages} needs init: without it every stage is fresh")
         if self.resume == AUTO and self.output is None:

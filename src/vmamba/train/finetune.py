@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from vmamba.architecture.segmenter_variants import SEGMENTERS
 from vmamba.errors import CheckpointError, ConfigError, nearest
 from vmamba.models import VARIANTS
 from vmamba.tasks.protocol import ModelParts, Task
@@ -26,7 +27,7 @@ def init_file(init: str) -> Path:
     path = Path(init)
     if path.is_dir():
         path = RunFiles(path).best
-    elif not path.exists() and init in VARIANTS:
+    elif not path.exists() and (init in VARIANTS or init in SEGMENTERS):
         path = fetch_official(init)
     if not path.exists():
         raise CheckpointError(

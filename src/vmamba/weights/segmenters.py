@@ -100,7 +100,7 @@ def _decode_head(shapes: Mapping[str, tuple[int, ...]]) -> DecodeHeadConfig:
         return UPerHeadConfig(channels=channels)
     if "decode_head.decoder.p5.weight" in shapes:
         return FPNConfig(pyramid_channels=shapes["decode_head.decoder.p5.weight"][0], segmentation_channels=channels)
-    blocks = []
+    blocks: list[int] = []
     while (name := f"decode_head.decoder.blocks.{len(blocks)}.conv2.0.weight") in shapes:
         blocks.append(shapes[name][0])
     stem = shapes.get("decode_head.stem.0.0.conv.weight", (UNetConfig().stem_channels,))[0]

@@ -42,7 +42,7 @@ def confusion_figure(
     side = max(cell * k, 2.6)
     # Characters of a class name are about 0.075 inch wide at this size.
     margin = 0.8 + (0.075 * max(map(len, names), default=0) if k <= MAX_NAMED else 0.3)
-    figure = Figure(figsize=(side + margin + 1.0, side + margin + 0.4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(side + margin + 1.4, side + margin + 0.4), dpi=120, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
@@ -71,5 +71,6 @@ def confusion_figure(
     total = int(counts.sum())
     hits = int(np.trace(counts))
     share = f"{hits:,} of {total:,} right ({hits / total:.2%})" if total else "no images"
-    axes.set_title(f"{title}: {share}" if title else share, fontsize=10)
+    apart = ":\n" if in_percent else ": "  # pixels are large numbers
+    axes.set_title(f"{title}{apart}{share}" if title else share, fontsize=10)
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,9 @@ from vmamba.heads import build_segmenter
 from vmamba.models import VARIANTS
 from vmamba.tasks.protocol import ModelParts, Settings
 from vmamba.weights import WeightFile, adapt_to
+from vmamba.weights.adaptation import load_backbone_weights
+from vmamba.weights.refusal import CLASS_LAYERS
+from vmamba.weights.segmenters import holds_segmenter
 
 
 def create_segmenter(settings: Settings, classes: int, preprocessing: Preprocessing) -> nn.Module:
@@ -75,32 +79,30 @@ def segmenter_parts(model: Any) -> ModelParts:
 def adapt_segmenter(model: Any, weights: WeightFile, classes: Sequence[str], source: str) -> dict[str, Tensor]:
     """A state dict for a segmenter from the weights of another, or of a classifier.
 
-    Of another segmenter all is taken but the last convolutions of its heads, and those too if it learnt the same
-    classes. Of a classifier, or of a segmenter with another decoder, what the backbone needs is taken.
+    Of a segmenter with this decoder all is taken, but the layers that give the classes' scores only if it learnt the
+    same classes, or as many without a name. Of a classifier, or a segmenter with another decoder, what the backbone
+    needs is taken.
 
     Raises:
         CheckpointError: they do not fit.
     """
     own: dict[str, Tensor] = model.state_dict()
-    given = weights.state_dict
-    if not any(name.startswith("decode_head.") for name in given):
-        trunk = adapt_to(given, model.backbone, source)
-        return own | {f"backbone.{name}": value for name, value in trunk.items()}
-    backbone = {name.removeprefix("backbone."): value for name, value in given.items() if name.startswith("backbone.")}
-    taken = {f"backbone.{name}": value for name, value in adapt_to(backbone, model.backbone, source).items()}
-    heads = [name for name in own if not name.startswith("backbone.")]
-    inner = [name for name in heads if not name.startswith(_LAST)]
-    if all(name in given and given[name].shape == own[name].shape for name in inner):
-        taken |= {name: given[name] for name in inner}
-        last = [name for name in heads if name.startswith(_LAST)]
-        same = weights.metadata.get("classes") == json.dumps(list(classes), ensure_ascii=False)
-        if same and all(name in given for name in last):
-            taken |= {name: given[name] for name in last}
-    return own | taken
+    if not holds_segmenter(weights) or _decoder(weights.state_dict) != _decoder(own):
+        backbone = copy.deepcopy(model.backbone)
+        load_backbone_weights(backbone, weights.state_dict, source=source)
+        return own | {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
+    adapted = adapt_to(weights.state_dict, model, source)
+    learnt = weights.metadata.get("classes")
+    if learnt in (None, json.dumps(list(classes), ensure_ascii=False)):
+        return adapted
+    last = tuple(f"{layer}." for layer in CLASS_LAYERS)
+    return {name: own[name] if name.startswith(last) else value for name, value in adapted.items()}
 
 
-#: The convolutions that give the classes' scores.
-_LAST = ("decode_head.conv_seg.", "auxiliary_head.conv_seg.", "decode_head.segmentation_head.")
+def _decoder(state_dict: Mapping[str, Tensor]) -> set[str]:
+    """The parts of a decode head, by their names."""
+    inner = [name.partition("decode_head.")[2] for name in state_dict if "decode_head." in name]
+    return {name.partition(".")[0] for name in inner}
 
 
 def network(model: Any) -> Callable[[Tensor], Tensor]:

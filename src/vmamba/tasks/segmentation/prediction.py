@@ -29,21 +29,22 @@ class SegmentedImage:
         size: its height and width.
         pixels: how many pixels each class fills, by name; those that occur, in the order of the logits.
         classes: all of them.
-        labels: a class for each pixel ``(h, w)``; None where the answer was read back, which keeps areas alone.
+        small: a class for each pixel of the image made small; None where the answer was read back, which keeps areas
+            alone.
     """
 
     path: Path
     size: tuple[int, int]
     pixels: Mapping[str, int]
     classes: PixelClasses = field(repr=False, compare=False)
-    labels: npt.NDArray[Any] | None = field(default=None, repr=False, compare=False)
+    small: npt.NDArray[Any] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, path: Path, labels: npt.NDArray[Any], classes: PixelClasses) -> SegmentedImage:
-        """From the classes of its pixels."""
+        """From the classes of its pixels, ``labels (h, w)``."""
         counts = np.bincount(labels.ravel(), minlength=len(classes)).tolist()
         pixels = {name: count for name, count in zip(classes.names, counts, strict=True) if count}
-        return cls(path, (labels.shape[0], labels.shape[1]), pixels, classes, labels)
+        return cls(path, (labels.shape[0], labels.shape[1]), pixels, classes, _shrunk(labels))
 
     @cached_property
     def shares(self) -> dict[str, float]:
@@ -65,13 +66,18 @@ class SegmentedImage:
         return cls(Path(values["path"]), (values["height"], values["width"]), pixels, classes)
 
     def picture(self) -> Image.Image:
-        """The image, small, with its classes' colours over it where the labels are known."""
+        """The image, small, with its classes' colours over it where these are known."""
         image = preview(self.path)
-        factor = min(1.0, _THUMBNAIL / max(image.size))
-        small = image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))))
-        if self.labels is None:
-            return small
-        rows, columns = (
-            (np.arange(n) + 0.5) * old / n for n, old in zip((small.height, small.width), self.size, strict=True)
-        )
-        return overlay(small, self.labels[rows.astype(int)[:, None], columns.astype(int)], self.classes)
+        if self.small is None:
+            image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            return image
+        height, width = self.small.shape
+        return overlay(image.resize((width, height)), self.small, self.classes)
+
+
+def _shrunk(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Every so many rows and columns of labels ``(h, w)``, so that the longest side fits a contact sheet."""
+    height, width = labels.shape
+    factor = max(1.0, max(height, width) / _THUMBNAIL)
+    rows, columns = (((np.arange(max(1, int(n / factor))) + 0.5) * factor).astype(int) for n in (height, width))
+    return labels[rows[:, None].clip(max=height - 1), columns.clip(max=width - 1)]

@@ -87,6 +87,7 @@ class Segmentation:
     default_model: ClassVar[str] = "upernet_vmamba_nano"
     default_dataset: ClassVar[str] = "shapes"
     own_images: ClassVar[str] = "masks"
+    batch_size: ClassVar[int] = 1
 
     @classmethod
     def load(cls, data: DataConfig, options: Mapping[str, Any]) -> tuple[Segmentation, SegmentationSplits]:
