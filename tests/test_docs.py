@@ -65,7 +65,8 @@ def released(folder: Path) -> Callable[..., Path]:
         path = folder / f"{name}.pth"
         if not path.exists():
             weights = vmamba.create_model(name).state_dict()
-            torch.save({"model": weights, "model_ema": weights, "epoch": 7}, path)
+            key = vmamba.weights.official_weights(name).key
+            torch.save({key: weights, "model_ema": weights, "epoch": 7}, path)
         return path
 
     return fetch
@@ -76,6 +77,7 @@ def released(folder: Path) -> Callable[..., Path]:
 def test_python_block_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetch = released(tmp_path)
     monkeypatch.setattr("vmamba.models.create.fetch_official", fetch)
+    monkeypatch.setattr("vmamba.heads.create.fetch_official", fetch)
     monkeypatch.chdir(tmp_path)
     if "my.pth" in block.text:
         Path("my.pth").symlink_to(fetch("vmamba_tiny_s1l8"))

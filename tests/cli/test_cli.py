@@ -87,7 +87,7 @@ def test_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     for name in vmamba.list_models():
         assert name in out
 
-    _, out, _ = run(capsys, "models", "nano", "--json")
+    _, out, _ = run(capsys, "models", "vmamba_nano*", "--json")
     (row,) = json.loads(out)
     model = vmamba.create_model("vmamba_nano")
     assert row["name"] == "vmamba_nano"

@@ -20,7 +20,7 @@ from vmamba.data import imagenet_class_names
 from vmamba.models import VARIANTS
 from vmamba.weights import OFFICIAL
 
-NAMES = vmamba.list_models()
+NAMES = vmamba.list_models(task="classification")
 SMALL = ["vmamba_nano", "vanilla_vmamba_tiny", "vmamba_tiny_s2l5", "vmamba_tiny_s1l8"]
 EACH = [name if name in SMALL else pytest.param(name, marks=pytest.mark.long) for name in NAMES]
 # Every family's own layers at a size for tests.

@@ -22,7 +22,6 @@ from vmamba.export.source import Source, load_source
 from vmamba.export.targets import TARGETS, Runner
 from vmamba.kernels.native import library as native
 from vmamba.output import check_writable_file
-from vmamba.tasks.trained import weight_metadata
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -118,8 +117,8 @@ def export(config: ExportConfig, console: Console | None = None) -> Exported:
             "yellow",
         )
 
-    metadata = weight_metadata(source.model_name, source.model, source.task)
-    graph = Graph(source.model, _example(source, config.axes), config.axes, getattr(torch, config.dtype), metadata)
+    example = _example(source, config.axes)
+    graph = Graph(source.model, example, config.axes, getattr(torch, config.dtype), source.metadata)
     cases = _cases(source, config.axes)
     with _beside(output) as folder:
         with _told(config.to):
@@ -143,7 +142,7 @@ def export(config: ExportConfig, console: Console | None = None) -> Exported:
 
 def _example(source: Source, axes: Sequence[str]) -> Tensor:
     """Images to trace with: of the model's own size, but along ``axes`` large enough for a graph of all sizes."""
-    config = source.model.config
+    config = source.network
     # Two places are left at the last stage.
     least = 2 * config.stem_stride * 2 ** (len(config.depths) - 1)
     sizes = {"height": source.preprocessing.height, "width": source.preprocessing.width}

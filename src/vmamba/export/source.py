@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,15 +11,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vmamba.architecture.config import VSSMConfig
 from vmamba.data import Preprocessing, imagenet_class_names
 from vmamba.errors import CheckpointError, ConfigError, VMambaError, nearest
-from vmamba.models import VARIANTS, VSSM, create_model
+from vmamba.heads.segmenter import Segmenter
+from vmamba.models import VSSM
 from vmamba.tasks.classification.task import Classification
 from vmamba.tasks.protocol import Task
 from vmamba.tasks.run_files import trained_on
-from vmamba.tasks.trained import FORMAT, Trained, load_trained
+from vmamba.tasks.trained import FORMAT, Trained, load_trained, weight_metadata
+from vmamba.version import __version__
 from vmamba.weights import OFFICIAL, read_weights
-from vmamba.zoo import load
+from vmamba.zoo import create_model, list_models, load
 
 _IMAGES = 4
 _SEED = 0
@@ -29,26 +34,29 @@ class Source:
 
     Attributes:
         model: the model.
-        model_name: what it calls itself.
         file_stem: for the exported file's name.
-        task: what it was trained for.
+        preprocessing: from an image to pixels.
+        metadata: what the exported file says about itself.
         pixels: real images, ``(b, in_chans, H, W)``.
         described: the weights and the images, in words.
+        task: what it was trained for, where that is known.
         warning: what the user should know about the weights, or None.
     """
 
-    model: VSSM
-    model_name: str
+    model: VSSM | Segmenter
     file_stem: str
-    task: Task
+    preprocessing: Preprocessing
+    metadata: Mapping[str, str]
     pixels: Tensor
     described: str
+    task: Task | None = None
     warning: str | None = None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        """From an image to pixels."""
-        return self.task.preprocessing
+    def network(self) -> VSSMConfig:
+        """The configuration of the model's stages."""
+        config = self.model.config
+        return config if isinstance(config, VSSMConfig) else config.backbone
 
 
 def load_source(what: str) -> Source:
@@ -64,12 +72,13 @@ def load_source(what: str) -> Source:
     path = Path(what)
     if path.exists():
         return _from_path(path)
-    if what in VARIANTS:
+    known = list_models()
+    if what in known:
         return _from_name(what)
     if path.suffix or len(path.parts) > 1:
         raise CheckpointError(f"there is no run or weight file {what}")
     raise ConfigError(
-        f"{what!r} is neither a run's folder, a weight file nor a model{nearest(what, VARIANTS)}; "
+        f"{what!r} is neither a run's folder, a weight file nor a model{nearest(what, known)}; "
         "`vmamba models` lists the models"
     )
 
@@ -78,41 +87,58 @@ def _from_path(path: Path) -> Source:
     if path.is_dir() or read_weights(path).metadata.get("format") == FORMAT:
         trained = load_trained(path)
         stem = path.resolve().name if path.is_dir() else path.stem
-        if not isinstance(trained.model, VSSM):
-            raise ConfigError(f"{path} holds a {type(trained.model).__name__} for {trained.task.name}; want a VSSM")
+        if not isinstance(trained.model, VSSM | Segmenter):
+            raise ConfigError(
+                f"{path} holds a {type(trained.model).__name__} for {trained.task.name}; want a VSSM or a segmenter"
+            )
         pixels, images = _run_images(path, trained)
         described = f"{trained.name} from {trained.weights_path}; {images}"
-        return Source(trained.model, trained.name, stem, trained.task, pixels, described)
-    return _bare(load(path).eval(), path.stem, path.stem, str(path), None)
+        metadata = weight_metadata(trained.name, trained.model, trained.task)
+        return Source(trained.model, stem, trained.preprocessing, metadata, pixels, described, trained.task)
+    return _bare(load(path), path.stem, str(path), None)
 
 
 def _from_name(name: str) -> Source:
     if name in OFFICIAL and OFFICIAL[name].path.is_file():
-        return _bare(create_model(name, pretrained=True).eval(), name, name, "its released weights", None)
+        return _bare(create_model(name, pretrained=True).eval(), name, "its released weights", None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         model = create_model(name).eval()
     get = f"; `vmamba weights get {name}` fetches its trained ones" if name in OFFICIAL else ""
-    warning = f"{name} has fresh, random weights: good for measuring speed, not for classifying{get}"
-    return _bare(model, name, name, "fresh weights", warning)
+    warning = f"{name} has fresh, random weights: good for measuring speed and nothing else{get}"
+    return _bare(model, name, "fresh weights", warning)
 
 
-def _bare(model: VSSM, name: str, stem: str, weights: str, warning: str | None) -> Source:
+def _bare(model: VSSM | Segmenter, name: str, weights: str, warning: str | None) -> Source:
     """Weights that do not say how they were trained: ImageNet's preprocessing and, for 1000 classes, its names."""
     from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-    count, channels = model.config.num_classes, model.config.in_chans
+    count, channels = model.num_classes, model.config.in_chans
     if count < 1:
         raise ConfigError(f"{name} has no head (num_classes={count}), so there are no logits to export")
     mean, std = (
-        (values if channels == 3 else (sum(values) / 3,) * channels)
+        tuple(values if channels == 3 else (sum(values) / 3,) * channels)
         for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     )
-    preprocessing = Preprocessing(224, channels, tuple(mean), tuple(std), crop_pct=0.875)
-    classes = imagenet_class_names() if count == 1000 else tuple(str(i) for i in range(count))
+    task: Task | None = None
+    metadata: Mapping[str, str]
+    if isinstance(model, VSSM):
+        preprocessing = Preprocessing(224, channels, mean, std, crop_pct=0.875)
+        classes = imagenet_class_names() if count == 1000 else tuple(str(i) for i in range(count))
+        task = Classification(classes, preprocessing)
+        metadata = weight_metadata(name, model, task)
+    else:
+        preprocessing = Preprocessing(model.config.imgsize, channels, mean, std, crop_pct=1.0)
+        metadata = {
+            "format": FORMAT,
+            "vmamba_version": __version__,
+            "model": name,
+            "task": "segmentation",
+            "config": json.dumps(model.config.to_dict()),
+            "preprocessing": json.dumps(preprocessing.to_dict()),
+        }
     pixels, images = _photographs(preprocessing)
-    task = Classification(classes, preprocessing)
-    return Source(model, name, stem, task, pixels, f"{name} with {weights}; {images}", warning)
+    return Source(model, name, preprocessing, metadata, pixels, f"{name} with {weights}; {images}", task, warning)
 
 
 def _run_images(path: Path, trained: Trained) -> tuple[Tensor, str]:

@@ -14,8 +14,8 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def convolve_pyramid(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
-    """The 3×3 convolution, padding 1, no bias, of all maps resized to the first one's size and concatenated.
+def convolve_pyramid(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The 3×3 convolution, padding 1, of all maps resized to the first one's size and concatenated.
 
     Convolution and resize are linear, and a resize does not mix channels. So a coarse map's part may be computed in
     another order: first the product over channels, for each of the nine taps, at the map's own few places; then each
@@ -26,6 +26,7 @@ def convolve_pyramid(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
     Args:
         maps: ``(b, c_i, h_i, w_i)`` each; the first one decides the size.
         weight: ``(o, Σ c_i, 3, 3)``.
+        bias: ``(o)`` or None.
 
     Returns:
         ``(b, o, h_0, w_0)``.
@@ -35,7 +36,7 @@ def convolve_pyramid(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
     parts = weight.split([each.shape[1] for each in maps], dim=1)
     # A traced graph holds one order for all sizes, and a GPU would rather have one large convolution.
     if torch.compiler.is_compiling() or weight.device.type != "cpu":
-        return F.conv2d(torch.cat([first, *(resize(each, size) for each in rest)], 1), weight, padding=1)
+        return F.conv2d(torch.cat([first, *(resize(each, size) for each in rest)], 1), weight, bias, padding=1)
     direct = [(first, parts[0])]
     coarse: list[tuple[Tensor, Tensor]] = []
     for each, part in zip(rest, parts[1:], strict=True):
@@ -44,7 +45,7 @@ def convolve_pyramid(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
     joined = [each if each.shape[2:] == size else resize(each, size) for each, _ in direct]
     x = joined[0] if len(joined) == 1 else torch.cat(joined, 1)
     taps = direct[0][1] if len(direct) == 1 else torch.cat([part for _, part in direct], 1)
-    y = F.conv2d(x, taps, padding=1).permute(0, 2, 3, 1).contiguous()
+    y = F.conv2d(x, taps, bias, padding=1).permute(0, 2, 3, 1).contiguous()
     for each, part in coarse:
         y = _add_coarse(y, each, part)
     return y.permute(0, 3, 1, 2)

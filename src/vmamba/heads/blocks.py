@@ -22,7 +22,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(b, in_channels, h, w) → (b, channels, h', w')``."""
-        return F.relu(self.bn(self.conv(x)))
+        return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
 class PyramidBlock(ConvBlock):
@@ -33,7 +33,7 @@ class PyramidBlock(ConvBlock):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
         """Maps ``(b, c_i, h_i, w_i)`` to ``(b, channels, h_0, w_0)``."""
-        return F.relu(self.bn(convolve_pyramid(maps, self.conv.weight)))
+        return F.relu(self.bn(convolve_pyramid(maps, self.conv.weight, self.conv.bias)), inplace=True)
 
 
 class AdaptivePool(nn.Module):

@@ -75,7 +75,7 @@ class Segmenter(nn.Module):
             return self.logits(x)
         logits: Tensor = self.decode_head(self.backbone(x), x)
         full = logits if logits.dtype.itemsize >= 4 else logits.float()
-        return full if full.shape[2:] == x.shape[2:] else resize(full, x.shape[2:])
+        return full if self.decode_head.gives_full_size else resize(full, x.shape[2:])
 
     def logits(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images ``(b, in_chans, H, W)`` to both heads' logits ``(b, num_classes, h, w)``, each at its own stride.

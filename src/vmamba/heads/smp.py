@@ -29,6 +29,8 @@ class UNetHead(nn.Module):
         stride: of the finest map, pixels.
     """
 
+    gives_full_size = True
+
     def __init__(
         self, config: UNetConfig, in_channels: Sequence[int], num_classes: int, in_chans: int, stride: int
     ) -> None:
@@ -78,6 +80,8 @@ class FPNHead(nn.Module):
         in_channels: of the four maps, finest first.
         num_classes: of the logits.
     """
+
+    gives_full_size = False
 
     def __init__(self, config: FPNConfig, in_channels: Sequence[int], num_classes: int) -> None:
         super().__init__()

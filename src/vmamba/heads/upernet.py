@@ -21,6 +21,8 @@ class UPerHead(nn.Module):
         num_classes: of the logits.
     """
 
+    gives_full_size = False
+
     def __init__(self, config: UPerHeadConfig, in_channels: Sequence[int], num_classes: int) -> None:
         super().__init__()
         channels, scales = config.channels, config.pool_scales

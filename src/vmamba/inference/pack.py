@@ -10,8 +10,10 @@ import itertools
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vmamba._torch import is_plain_module
+from vmamba.heads.blocks import ConvBlock
 from vmamba.inference.packed_layers import (
     PackedConv,
     PackedPatchMerging,
@@ -49,8 +51,30 @@ def pack(model: nn.Module, dtype: torch.dtype) -> int:
             if type(parent) is nn.Sequential and is_plain_module(parent, nn.Sequential):
                 _pack_convolutions(parent, dtype)
                 _join(parent)
+    if swapped:
+        fold_batch_norms(model)
     model.to(dtype)
     return swapped
+
+
+def fold_batch_norms(model: nn.Module) -> int:
+    """Put, in place, the batch norm behind each convolution of decode heads into the convolution; returns how many."""
+    folded = 0
+    for parent in list(model.modules()):
+        if not isinstance(parent, nn.Sequential | ConvBlock):
+            continue
+        for (name, conv), (norm_name, norm) in itertools.pairwise(list(parent.named_children())):
+            if (
+                type(conv) is nn.Conv2d
+                and type(norm) is nn.BatchNorm2d
+                and norm.track_running_stats
+                and is_plain_module(conv, nn.Conv2d)
+                and is_plain_module(norm, nn.BatchNorm2d)
+            ):
+                setattr(parent, name, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, norm_name, nn.Identity())
+                folded += 1
+    return folded
 
 
 def _pack_convolutions(sequence: nn.Sequential, dtype: torch.dtype) -> None:

@@ -7,6 +7,7 @@ from vmamba.weights.loading import load_weights
 from vmamba.weights.names import translate_keys
 from vmamba.weights.recognition import Recognised, infer_config, recognise
 from vmamba.weights.released import OFFICIAL, OfficialWeights, fetch_official, official_weights
+from vmamba.weights.segmenters import recognise_segmenter
 
 __all__ = [
     "OFFICIAL",
@@ -23,6 +24,7 @@ __all__ = [
     "official_weights",
     "read_weights",
     "recognise",
+    "recognise_segmenter",
     "save_weights",
     "translate_keys",
 ]
