@@ -1,25 +1,22 @@
 """Detection against upstream's numbers: the single operations, every stage, and the whole way from image to masks.
 
-`rows` yields one `Row` a comparison. FOLDER holds ``keys.json``, ``cases.json``, ``ops.json`` and ``full_*.json`` with
-their ``.safetensors``; what is not there is not compared. `tools/parity.py` calls this.
+`rows` yields one `Row` a comparison, `results` gathers them by case. FOLDER holds ``keys.json``, ``cases.json``,
+``ops.json`` and ``full_*.json`` with their ``.safetensors``; what is not there is not compared.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from parity_tools import Result, fill
 from safetensors.torch import load_file
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-from parity_fill import fill
 
 import vmamba
 from vmamba.heads.mask_rcnn import anchors, boxes, losses, mask_head, matching, pasting, preparation, regions, rpn
@@ -44,6 +41,16 @@ class Row:
     name: str
     error: float
     tolerance: float
+
+    @property
+    def case(self) -> str:
+        """The case that it is of: the first word; ``ops`` of a single operation."""
+        return self.name.split(" ")[0] if " " in self.name else "ops"
+
+    @property
+    def what(self) -> str:
+        """What was compared."""
+        return self.name.split(" ", 1)[-1]
 
     @property
     def good(self) -> bool:
@@ -342,36 +349,47 @@ def key_lists(keys: Mapping[str, Any]) -> Iterator[Row]:
     for name, official in keys["models"].items():
         with torch.device("meta"):
             state = vmamba.MaskRCNN(backbone=official["backbone"]).state_dict()
-        yield keys_row(f"keys of {name}", state, official["keys"])
+        yield keys_row(f"keys {name}", state, official["keys"])
 
 
-def rows(folder: Path) -> Iterator[Row]:
-    """All comparisons of a folder."""
+def rows(folder: Path, pattern: str = "*") -> Iterator[Row]:
+    """All comparisons of a folder's cases that match a pattern, among them ``keys`` and ``ops``, single operations."""
     keys = json.loads((folder / "keys.json").read_text()) if (folder / "keys.json").exists() else None
-    if keys is not None:
+    if keys is not None and fnmatch.fnmatch("keys", pattern):
         yield from key_lists(keys)
-    if (folder / "ops.json").exists():
+    if (folder / "ops.json").exists() and fnmatch.fnmatch("ops", pattern):
         yield from operations(folder)
     if (folder / "cases.json").exists():
         for name, case in json.loads((folder / "cases.json").read_text())["cases"].items():
+            if not fnmatch.fnmatch(name, pattern):
+                continue
             want, model = load_file(folder / case["file"]), build(case)
             yield keys_row(f"{name} keys", model.state_dict(), case["keys"])
             yield from stages(name, case, want, model)
             yield from whole(name, case, want, model)
     if keys is not None:
-        for path in sorted(folder.glob("full_*.json")):
+        for path in sorted(p for p in folder.glob("full_*.json") if fnmatch.fnmatch(p.stem, pattern)):
             yield from full(path, keys)
 
 
-def main() -> int:
-    """Print a row a comparison; exit 1 if any is off."""
-    results = []
-    for row in rows(Path(sys.argv[1])):
-        results.append(row.good)
-        print(f"{'ok  ' if row.good else 'FAIL'} {row.name:56} {row.error:.2e} of {row.tolerance:.0e}", flush=True)
-    print(f"{sum(results)} of {len(results)} comparisons within tolerance")
-    return 0 if all(results) else 1
+def here(folder: Path) -> bool:
+    """Whether a folder holds detection cases."""
+    cases = folder / "cases.json"
+    return (cases.is_file() and '"box_head"' in cases.read_text()) or (
+        (folder / "ops.json").is_file() and '"mask_target.targets"' in (folder / "ops.json").read_text()
+    )
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def results(folder: Path, pattern: str) -> Iterator[Result]:
+    """The comparisons of a folder by case: the worst of each kind, and by its full name what is off."""
+    gathered: dict[str, list[Row]] = {}
+    for row in rows(folder, pattern):
+        gathered.setdefault(row.case, []).append(row)
+    for case, own in gathered.items():
+        errors: dict[str, tuple[float, float]] = {}
+        for row in own:
+            kind = row.what if not row.good else row.what.split(".")[0].split(":")[0]
+            worst = errors.get(kind)
+            if worst is None or row.error * worst[1] >= worst[0] * row.tolerance:
+                errors[kind] = (row.error, row.tolerance)
+        yield Result(f"detection {case}", errors)

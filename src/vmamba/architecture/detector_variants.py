@@ -35,7 +35,7 @@ class DetectorVariant:
     family: str
     variant: str  # of the backbone
     options: Mapping[str, Mapping[str, Any]]  # parts of `MaskRCNNConfig`; the backbone's besides the variant's own
-    published: tuple[PublishedDetector, ...] = ()
+    published: PublishedDetector | None = None
 
     @property
     def config(self) -> MaskRCNNConfig:
@@ -45,40 +45,29 @@ class DetectorVariant:
 
 
 _RELEASES = "https://github.com/MzeroMiko/VMamba/releases/download"
-_1X, _3X = "1x", "3x"
 
 
-def _v2(file: str, schedule: str, box_ap: float, mask_ap: float) -> PublishedDetector:
+def _v2(schedule: str, file: str, box_ap: float, mask_ap: float) -> PublishedDetector:
     return PublishedDetector(schedule, f"{_RELEASES}/%23v2det/mask_rcnn_vssm_fpn_coco_{file}.pth", box_ap, mask_ap)
 
 
-def _v0(file: str, schedule: str, box_ap: float, mask_ap: float) -> PublishedDetector:
-    return PublishedDetector(
-        schedule, f"{_RELEASES}/%23v0det/vssmtiny_mask_rcnn_swin_fpn_coco_{file}.pth", box_ap, mask_ap
-    )
+def _v0(schedule: str, file: str, box_ap: float, mask_ap: float) -> PublishedDetector:
+    file = f"vssmtiny_mask_rcnn_swin_fpn_coco_{file}"
+    return PublishedDetector(schedule, f"{_RELEASES}/%23v0det/{file}.pth", box_ap, mask_ap)
 
 
-_PUBLISHED: Mapping[str, tuple[PublishedDetector, ...]] = {
-    "vmamba_tiny_s1l8": (
-        _v2("tiny_s_epoch_12", _1X, 47.3, 42.7),
-        _v2("tiny_ms_3x_s_epoch_31", _3X, 48.8, 43.7),
-    ),
-    "vmamba_tiny_s2l5": (
-        _v2("tiny_epoch_12", _1X, 47.4, 42.7),
-        _v2("tiny_ms_3x_epoch_36", _3X, 48.9, 43.7),
-    ),
-    "vmamba_small_s2l15": (
-        _v2("small_epoch_11", _1X, 48.7, 43.7),
-        _v2("small_ms_3x_epoch_32", _3X, 49.9, 44.2),
-    ),
-    "vmamba_base_s2l15": (
-        _v2("base_epoch_11", _1X, 49.2, 44.1),
-        _v2("base_epoch_12_bs8", "1x, batch 8", 49.2, 43.9),
-    ),
-    "vanilla_vmamba_tiny": (
-        _v0("epoch_12", _1X, 46.5, 42.1),
-        _v0("ms_3x_epoch_34", _3X, 48.5, 43.2),
-    ),
+#: By backbone and what stands behind the detector's name.
+_PUBLISHED: Mapping[tuple[str, str], PublishedDetector] = {
+    ("vmamba_tiny_s1l8", ""): _v2("1x", "tiny_s_epoch_12", 47.3, 42.7),
+    ("vmamba_tiny_s1l8", "_3x"): _v2("3x", "tiny_ms_3x_s_epoch_31", 48.8, 43.7),
+    ("vmamba_tiny_s2l5", ""): _v2("1x", "tiny_epoch_12", 47.4, 42.7),
+    ("vmamba_tiny_s2l5", "_3x"): _v2("3x", "tiny_ms_3x_epoch_36", 48.9, 43.7),
+    ("vmamba_small_s2l15", ""): _v2("1x", "small_epoch_11", 48.7, 43.7),
+    ("vmamba_small_s2l15", "_3x"): _v2("3x", "small_ms_3x_epoch_32", 49.9, 44.2),
+    ("vmamba_base_s2l15", ""): _v2("1x", "base_epoch_11", 49.2, 44.1),
+    ("vmamba_base_s2l15", "_bs8"): _v2("1x, batch 8", "base_epoch_12_bs8", 49.2, 43.9),
+    ("vanilla_vmamba_tiny", ""): _v0("1x", "epoch_12", 46.5, 42.1),
+    ("vanilla_vmamba_tiny", "_3x"): _v0("3x", "ms_3x_epoch_34", 48.5, 43.2),
 }
 
 #: Ours, for the smallest backbone: a pyramid and heads in proportion, and anchors from 16 pixels on.
@@ -96,12 +85,17 @@ _NANO: Mapping[str, Mapping[str, Any]] = {
     "mask_head": {"conv_out_channels": 48, "num_convs": 2},
 }
 
-#: ``mask_rcnn_vmamba_tiny_s1l8``, ``mask_rcnn_vanilla_vmamba_tiny``, …
+
+def _variant(backbone: str, behind: str = "") -> DetectorVariant:
+    options = _NANO if backbone == "vmamba_nano" else {}
+    return DetectorVariant("mask_rcnn", backbone, options, _PUBLISHED.get((backbone, behind)))
+
+
+#: ``mask_rcnn_vmamba_tiny_s1l8``, ``mask_rcnn_vanilla_vmamba_tiny``, …; ``_3x`` and ``_bs8`` are the same networks, whose
+#: released weights were trained otherwise.
 DETECTORS: dict[str, DetectorVariant] = {
-    f"mask_rcnn_{variant}": DetectorVariant(
-        "mask_rcnn", variant, _NANO if variant == "vmamba_nano" else {}, _PUBLISHED.get(variant, ())
-    )
-    for variant in VARIANTS
+    **{f"mask_rcnn_{backbone}": _variant(backbone) for backbone in VARIANTS},
+    **{f"mask_rcnn_{backbone}{behind}": _variant(backbone, behind) for backbone, behind in _PUBLISHED if behind},
 }
 
 

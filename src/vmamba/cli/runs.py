@@ -77,6 +77,7 @@ def _eval_options(parser: CommandParser) -> None:
 
 def _eval_defaults(values: Namespace, given: Namespace) -> dict[str, Any]:
     """The run's own images, for what the user did not give. Another data set does not lie where the run's does."""
+    from vmamba.architecture.detector_variants import DETECTORS
     from vmamba.architecture.segmenter_variants import SEGMENTERS
     from vmamba.tasks.released import is_released_name
     from vmamba.tasks.run_files import trained_on, unknown_images
@@ -96,7 +97,8 @@ def _eval_defaults(values: Namespace, given: Namespace) -> dict[str, Any]:
     if given.get("data.data_dir") is None:
         return {}
     if is_released_name(values.weights):
-        return {"data.dataset": "masks" if str(values.weights) in SEGMENTERS else "folder"}
+        name = str(values.weights)
+        return {"data.dataset": "masks" if name in SEGMENTERS else "coco" if name in DETECTORS else "folder"}
     return {"data.dataset": open_trained(values.weights, "cpu")[0].task.own_images}
 
 
@@ -121,6 +123,23 @@ def _predict(values: Namespace) -> int:
 
     values.paths = tuple(values.paths)
     predict(build(PredictConfig, values), console())
+    return 0
+
+
+def _detect_options(parser: CommandParser) -> None:
+    from vmamba.detect import DetectConfig
+
+    add_paths(
+        parser, "paths", "IMAGE_OR_FOLDER", "Image files, and folders that are searched through and through.", "+"
+    )
+    parser.add_group(DetectConfig, skip={"paths"})
+
+
+def _detect(values: Namespace) -> int:
+    from vmamba.detect import DetectConfig, detect_files
+
+    values.paths = tuple(values.paths)
+    detect_files(build(DetectConfig, values), console())
     return 0
 
 
@@ -164,4 +183,5 @@ TRAIN = Command("Train a model.", _train_options, _train, given=_train_given, ex
 EVAL = Command("Measure trained weights on labelled images.", _eval_options, _eval, _eval_defaults)
 PREDICT = Command("Classify image files with trained weights.", _predict_options, _predict)
 SEGMENT = Command("Give every pixel of image files a class.", _segment_options, _segment)
+DETECT = Command("Find the objects in image files: boxes, masks and scores.", _detect_options, _detect)
 EXPORT = Command("Export a model to ONNX, OpenVINO or PyTorch files.", _export_options, _export, config_file=False)

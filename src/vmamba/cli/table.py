@@ -9,7 +9,7 @@ from vmamba.cli.frame import Command, CommandGroup
 from vmamba.cli.info import BACKENDS, MODELS, WARM
 from vmamba.cli.migrate import MIGRATE
 from vmamba.cli.run import RUN
-from vmamba.cli.runs import DEMO, EVAL, EXPORT, PREDICT, SEGMENT, TRAIN
+from vmamba.cli.runs import DEMO, DETECT, EVAL, EXPORT, PREDICT, SEGMENT, TRAIN
 from vmamba.cli.weights import WEIGHTS
 
 COMMANDS: Mapping[str, Command | CommandGroup] = {
@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
     "eval": EVAL,
     "predict": PREDICT,
     "segment": SEGMENT,
+    "detect": DETECT,
     "export": EXPORT,
     "models": MODELS,
     "weights": WEIGHTS,

@@ -63,7 +63,12 @@ _TABLE = (
     _upernet("vmamba_base_s2l15", f"%23v2seg/upernet_vssm_{_ADE20K}_base_iter_160000.pth"),
     _upernet("vanilla_vmamba_tiny", f"%23v0seg/vssmtiny_upernet_{_ADE20K}_iter_160000.pth"),
 )
-OFFICIAL: dict[str, OfficialWeights] = {weights.model: weights for weights in _TABLE}
+_DETECTORS = tuple(
+    OfficialWeights(name, variant.published.url, "state_dict", f"{variant.published.schedule} on COCO", "detection")
+    for name, variant in DETECTORS.items()
+    if variant.published is not None
+)
+OFFICIAL: dict[str, OfficialWeights] = {weights.model: weights for weights in (*_TABLE, *_DETECTORS)}
 
 
 def official_weights(name: str) -> OfficialWeights:
@@ -75,7 +80,7 @@ def official_weights(name: str) -> OfficialWeights:
     """
     if name in OFFICIAL:
         return OFFICIAL[name]
-    if name not in VARIANTS and name not in SEGMENTERS:
+    if name not in {**VARIANTS, **SEGMENTERS, **DETECTORS}:
         raise ConfigError(f"model {name!r} is unknown{nearest(name, OFFICIAL)}; `vmamba weights list` lists them")
     raise CheckpointError(
         f"no weights were released for {name}{_backbone_of(name)}; those with weights: {', '.join(OFFICIAL)}"
@@ -83,8 +88,9 @@ def official_weights(name: str) -> OfficialWeights:
 
 
 def _backbone_of(name: str) -> str:
-    """What to start a segmenter from instead."""
-    backbone = SEGMENTERS[name].variant if name in SEGMENTERS else None
+    """What to start a segmenter or detector from instead."""
+    decoders = {**SEGMENTERS, **DETECTORS}
+    backbone = decoders[name].variant if name in decoders else None
     return f"; pretrained={backbone!r} starts its backbone from that classifier's" if backbone in OFFICIAL else ""
 
 

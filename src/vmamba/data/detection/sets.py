@@ -136,7 +136,7 @@ def _unturned(path: Path) -> Image.Image:
         with Image.open(path) as stored:
             turned = stored.getexif().get(0x0112, 1) != 1
             if turned:
-                return stored.convert("RGB")
+                return Image.fromarray(np.asarray(stored.convert("RGB")))
     except (OSError, ValueError):
         pass  # said better below
     return read_image(path, 3)

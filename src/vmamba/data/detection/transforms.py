@@ -77,13 +77,14 @@ class TrainTransform:
     def __call__(self, image: Any, objects: Objects) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Pixels ``(3, h, w)`` float32, boxes ``(n, 4)``, labels ``(n,)`` and masks ``(n, h, w)``."""
         a = self.augmentation
-        state = (to_tensor(image), *(torch.from_numpy(x) for x in (objects.boxes, objects.labels, objects.masks)))
+        boxes, labels, masks = (torch.from_numpy(x) for x in (objects.boxes, objects.labels, objects.masks))
+        state = to_tensor(image), boxes, labels, masks
         if a.crop and torch.rand(()) < 0.5:
-            state = _resized(*state, fitted_size(_size(state[0]), (_NO_LIMIT, _one_of(_BEFORE_CROP))))
+            state = _resized(state, fitted_size(_size(state[0]), (_NO_LIMIT, _one_of(_BEFORE_CROP))))
             state = _cropped(*state)
         if a.fit is not None:
             fit = (max(a.fit), _one_of(a.scales)) if a.scales else a.fit
-            state = _resized(*state, fitted_size(_size(state[0]), fit))
+            state = _resized(state, fitted_size(_size(state[0]), fit))
         if torch.rand(()) < a.hflip:
             state = _mirrored(*state)
         pixels, boxes, labels, masks = state
@@ -111,7 +112,8 @@ class EvalTransform:
 _State = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _resized(pixels: Tensor, boxes: Tensor, labels: Tensor, masks: Tensor, size: tuple[int, int]) -> _State:
+def _resized(state: _State, size: tuple[int, int]) -> _State:
+    pixels, boxes, labels, masks = state
     h, w = _size(pixels)
     if (h, w) == size:
         return pixels, boxes, labels, masks
@@ -127,7 +129,7 @@ def _mirrored(pixels: Tensor, boxes: Tensor, labels: Tensor, masks: Tensor) -> _
     from torchvision import tv_tensors
     from torchvision.transforms.v2 import functional as v2
 
-    own = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=_size(pixels))  # type: ignore[call-arg]
+    own = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=_size(pixels))
     return v2.horizontal_flip(pixels), torch.as_tensor(v2.horizontal_flip(own)), labels, v2.horizontal_flip(masks)
 
 
