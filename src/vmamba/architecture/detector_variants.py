@@ -91,8 +91,8 @@ def _variant(backbone: str, behind: str = "") -> DetectorVariant:
     return DetectorVariant("mask_rcnn", backbone, options, _PUBLISHED.get((backbone, behind)))
 
 
-#: ``mask_rcnn_vmamba_tiny_s1l8``, ``mask_rcnn_vanilla_vmamba_tiny``, …; ``_3x`` and ``_bs8`` are the same networks, whose
-#: released weights were trained otherwise.
+#: ``mask_rcnn_vmamba_tiny_s1l8``, ``mask_rcnn_vanilla_vmamba_tiny``, …; ``_3x`` and ``_bs8`` are the same networks,
+#: whose released weights were trained otherwise.
 DETECTORS: dict[str, DetectorVariant] = {
     **{f"mask_rcnn_{backbone}": _variant(backbone) for backbone in VARIANTS},
     **{f"mask_rcnn_{backbone}{behind}": _variant(backbone, behind) for backbone, behind in _PUBLISHED if behind},

@@ -89,8 +89,8 @@ def official_weights(name: str) -> OfficialWeights:
 
 def _backbone_of(name: str) -> str:
     """What to start a segmenter or detector from instead."""
-    decoders = {**SEGMENTERS, **DETECTORS}
-    backbone = decoders[name].variant if name in decoders else None
+    decoder = SEGMENTERS.get(name) or DETECTORS.get(name)
+    backbone = None if decoder is None else decoder.variant
     return f"; pretrained={backbone!r} starts its backbone from that classifier's" if backbone in OFFICIAL else ""
 
 

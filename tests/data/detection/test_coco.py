@@ -150,7 +150,7 @@ def test_missing_folders(tmp_path):
         load(tmp_path)
     write(tmp_path, content(4), "train")
     (tmp_path / "images").rename(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match="the images of instances_train.json are missing: no folder"):
+    with pytest.raises(DataError, match=r"the images of instances_train\.json are missing: no folder"):
         load(tmp_path)
 
 

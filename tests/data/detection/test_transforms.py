@@ -84,5 +84,5 @@ def test_measured_images_are_resized_alone():
 
 
 def test_changes_that_boxes_could_not_follow_are_refused():
-    with pytest.raises(ConfigError, match="random_erasing=0.5 is for whole images' classes"):
+    with pytest.raises(ConfigError, match=r"random_erasing=0\.5 is for whole images' classes"):
         DetectionAugmentation.of(Augmentation(random_erasing=0.5), None, (), False)

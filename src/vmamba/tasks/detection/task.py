@@ -85,6 +85,7 @@ class Detection:
     default_model: ClassVar[str] = "mask_rcnn_vmamba_nano"
     default_dataset: ClassVar[str] = "shapes"
     own_images: ClassVar[str] = "coco"
+    batch_size: ClassVar[int] = 1
 
     @classmethod
     def load(cls, data: DataConfig, options: Mapping[str, Any]) -> tuple[Detection, DetectionSplits]:
