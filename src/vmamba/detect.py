@@ -110,8 +110,8 @@ def detect_files(config: DetectConfig, console: Console | None = None) -> list[D
     _finish(config, trained, task, answers, results, skipped)
     if console is not None:
         task.print_answers(answers, console)
-        for error in skipped:
-            console.print(f"left out: {error}", soft_wrap=True, markup=False)
+        for reason in skipped:
+            console.print(f"left out: {reason}", soft_wrap=True, markup=False)
         said = f"wrote {len(answers)} picture(s), {DETECTIONS} and {RESULTS} to {config.output}"
         console.print(said, soft_wrap=True, markup=False)
     return answers

@@ -8,13 +8,15 @@ import torch
 from PIL import Image
 
 import vmamba
+from vmamba import create_model
 from vmamba.architecture.detector_variants import DETECTORS, detector_config
 from vmamba.architecture.detectors import MaskRCNNConfig
 from vmamba.errors import ConfigError, InputError
-from vmamba.heads.mask_rcnn import ImageBatch, MaskRCNN, Truth, prepare
+from vmamba.heads.mask_rcnn import DensePart, ImageBatch, MaskRCNN, Truth, prepare
 from vmamba.heads.mask_rcnn.pasting import paste_masks
 from vmamba.heads.mask_rcnn.preparation import fitted_size, pad, resize
 from vmamba.heads.mask_rcnn.regions import levels_of
+from vmamba.weights import official_weights
 
 SMALL = {
     "backbone": {
@@ -175,6 +177,55 @@ def test_nothing_found(model):
 def test_wrong_inputs(model, call, message):
     with pytest.raises(InputError, match=message):
         call(model)
+
+
+def test_the_dense_part_is_exported(model):
+    part, image = DensePart(model.eval()), torch.randn(1, 3, 64, 64)
+    with vmamba.backend("torch"), torch.no_grad():
+        want = part(image)
+        found = torch.export.export(part, (image,)).module()(image)
+    for own, theirs in zip(found, want, strict=True):
+        for a, b in zip(own, theirs, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_a_whole_detector_is_not():
+    from vmamba.export.source import load_source
+
+    with pytest.raises(ConfigError, match="is a detector, which cannot be exported whole"):
+        load_source("mask_rcnn_vmamba_nano")
+
+
+def test_the_backbone_inside_is_optimized(model):
+    image = torch.randn(1, 3, 64, 64)
+    (want,) = model.eval()(image)
+    model.backbone = vmamba.optimize(model.backbone)
+    with torch.inference_mode():
+        (found,) = model(image)
+    assert abs(len(found) - len(want)) <= 1
+    torch.testing.assert_close(found.scores[:3], want.scores[:3], atol=1e-4, rtol=0)
+
+
+# --- weights
+
+
+def test_files_are_recognised(model, tmp_path):
+    whole = create_model("mask_rcnn_vmamba_nano", num_classes=4)
+    torch.save({"state_dict": whole.state_dict(), "meta": {}}, tmp_path / "epoch_1.pth")
+    loaded = vmamba.load(tmp_path / "epoch_1.pth")
+    assert loaded.config.replace(drop_path_rate=0.05) == whole.config.replace(drop_path_rate=0.05)
+    assert torch.equal(loaded.roi_head.bbox_head.fc_cls.weight, whole.roi_head.bbox_head.fc_cls.weight)
+    other = create_model("mask_rcnn_vmamba_nano", pretrained=tmp_path / "epoch_1.pth", num_classes=2)
+    assert torch.equal(other.neck.lateral_convs[0].conv.weight, whole.neck.lateral_convs[0].conv.weight)
+    assert other.roi_head.bbox_head.fc_cls.out_features == 3
+    backbone = vmamba.Backbone_VSSM(pretrained=tmp_path / "epoch_1.pth", config=whole.config.backbone)
+    assert torch.equal(backbone.outnorm3.weight, whole.backbone.outnorm3.weight)
+
+
+def test_released_files():
+    assert official_weights("mask_rcnn_vmamba_tiny_s1l8").file_name == "mask_rcnn_vssm_fpn_coco_tiny_s_epoch_12.pth"
+    assert official_weights("mask_rcnn_vmamba_small_s2l15_3x").file_name.endswith("small_ms_3x_epoch_32.pth")
+    assert official_weights("mask_rcnn_vmamba_base_s2l15_bs8").key == "state_dict"
 
 
 # --- training

@@ -74,7 +74,7 @@ def test_a_run_is_measured_and_asked(run, folder, tmp_path):
     assert len(list((tmp_path / "out").glob("*_detected.png"))) == 8
     if json.loads((tmp_path / "out/coco_results.json").read_text()):
         known = COCO(str(folder / "annotations/instances_default.json"))
-        assert known.loadRes(str(tmp_path / "out/coco_results.json")).getCatIds() == [3, 7]
+        assert known.loadRes(str(tmp_path / "out/coco_results.json")).getCatIds() == [7, 3]
     with pytest.raises(OutputError, match="is not empty"):
         detect_files(DetectConfig((folder / "images",), run, tmp_path / "out"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from vmamba.errors import ConfigError
 from vmamba.heads import MaskRCNN
 from vmamba.models import VARIANTS
 from vmamba.tasks.protocol import ModelParts, Settings
-from vmamba.weights import WeightFile, adapt_to
+from vmamba.weights import WeightFile, adapt_to, load_backbone_weights
 
 #: The layers that give the classes' scores and boxes.
 _LAST = ("roi_head.bbox_head.fc_cls.", "roi_head.bbox_head.fc_reg.", "roi_head.mask_head.conv_logits.")
@@ -76,8 +77,9 @@ def adapt_detector(model: Any, weights: WeightFile, names: Sequence[str], source
     own: dict[str, Tensor] = model.state_dict()
     given = weights.state_dict
     if not any(name.startswith("rpn_head.") for name in given):
-        trunk = adapt_to(given, model.backbone, source)
-        return own | {f"backbone.{name}": value for name, value in trunk.items()}
+        trunk = copy.deepcopy(model.backbone)  # the model itself is not to be changed
+        load_backbone_weights(trunk, given, source=source)
+        return own | {f"backbone.{name}": value for name, value in trunk.state_dict().items()}
     backbone = {name.removeprefix("backbone."): value for name, value in given.items() if name.startswith("backbone.")}
     taken = {f"backbone.{name}": value for name, value in adapt_to(backbone, model.backbone, source).items()}
     heads = [name for name in own if not name.startswith("backbone.")]
