@@ -116,7 +116,7 @@ def _refuse_detector(model: object, name: str) -> None:
         raise ConfigError(
             f"{name} is a detector, which cannot be exported whole: how many boxes there are depends on the image, and "
             "their suppression, the pooling of regions and the pasting of masks are no operations of the targets. "
-            "vmamba.heads.mask_rcnn.DensePart(model), its backbone, pyramid and proposals' head, is what torch.export takes"
+            "vmamba.heads.mask_rcnn.DensePart(model), its backbone, pyramid and proposals' head, can be"
         )
 
 

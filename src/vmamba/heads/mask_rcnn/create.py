@@ -10,7 +10,11 @@ from vmamba.heads.mask_rcnn.model import MaskRCNN
 from vmamba.weights.adaptation import adapt_to, load_backbone_weights
 from vmamba.weights.detectors import holds_detector
 from vmamba.weights.files import read_weights
+from vmamba.weights.names import translate_keys
 from vmamba.weights.released import OFFICIAL, fetch_official, official_weights
+
+#: The layers whose size is the number of classes.
+LAST = ("roi_head.bbox_head.fc_cls.", "roi_head.bbox_head.fc_reg.", "roi_head.mask_head.conv_logits.")
 
 
 def create_detector(
@@ -50,7 +54,14 @@ def create_detector(
     source = str(pretrained)
     file = read_weights(pretrained, key)
     if holds_detector(file):
-        model.load_state_dict(adapt_to(file.state_dict, model, source))
+        own = model.state_dict()
+        given = translate_keys(file.state_dict, own)
+        # The layers that give classes their scores, boxes and masks: fresh where there are others.
+        fresh = [
+            name for name in own if name.startswith(LAST) and name in given and given[name].shape != own[name].shape
+        ]
+        given |= {name: own[name] for name in own if fresh and name.startswith(LAST)}
+        model.load_state_dict(adapt_to(given, model, source))
     else:
         load_backbone_weights(model.backbone, file.state_dict, source=source)
     return model

@@ -14,12 +14,10 @@ from vmamba.architecture.detectors import MaskRCNNConfig
 from vmamba.data import Preprocessing
 from vmamba.errors import ConfigError
 from vmamba.heads import MaskRCNN
+from vmamba.heads.mask_rcnn.create import LAST
 from vmamba.models import VARIANTS
 from vmamba.tasks.protocol import ModelParts, Settings
 from vmamba.weights import WeightFile, adapt_to, load_backbone_weights
-
-#: The layers that give the classes' scores and boxes.
-_LAST = ("roi_head.bbox_head.fc_cls.", "roi_head.bbox_head.fc_reg.", "roi_head.mask_head.conv_logits.")
 
 
 def create_detector(settings: Settings, classes: int) -> MaskRCNN:
@@ -83,10 +81,10 @@ def adapt_detector(model: Any, weights: WeightFile, names: Sequence[str], source
     backbone = {name.removeprefix("backbone."): value for name, value in given.items() if name.startswith("backbone.")}
     taken = {f"backbone.{name}": value for name, value in adapt_to(backbone, model.backbone, source).items()}
     heads = [name for name in own if not name.startswith("backbone.")]
-    inner = [name for name in heads if not name.startswith(_LAST)]
+    inner = [name for name in heads if not name.startswith(LAST)]
     if all(name in given and given[name].shape == own[name].shape for name in inner):
         taken |= {name: given[name] for name in inner}
-        last = [name for name in heads if name.startswith(_LAST)]
+        last = [name for name in heads if name.startswith(LAST)]
         same = weights.metadata.get("classes") == json.dumps(list(names), ensure_ascii=False)
         if same and all(name in given and given[name].shape == own[name].shape for name in last):
             taken |= {name: given[name] for name in last}
