@@ -13,6 +13,7 @@ from PIL import Image
 
 from vmamba.data import DataConfig, Splits, load_splits
 from vmamba.data.datasets.shapes import Shapes
+from vmamba.detect import DETECTIONS, DetectConfig, detect_files
 from vmamba.device import pick_device
 from vmamba.errors import OutputError
 from vmamba.evaluate.measure import EvaluateConfig, Evaluation, evaluate
@@ -42,7 +43,7 @@ class DemoConfig:
     """How to run the demonstration.
 
     Attributes:
-        task: What is shown: classification of handwritten digits, or segmentation of generated shapes.
+        task: What is shown: classification of handwritten digits, or segmentation or detection of generated shapes.
         model: A model's name; by default the smallest one for the task.
         output: Folder for everything; one that an earlier demonstration made is made anew.
         seed: Of weights, order and augmentation.
@@ -50,7 +51,7 @@ class DemoConfig:
         device: auto, cpu, cuda, mps or xpu.
     """
 
-    task: Literal["classification", "segmentation"] = "classification"
+    task: Literal["classification", "segmentation", "detection"] = "classification"
     model: str | None = None
     output: Path = Path("demo")
     seed: int = 0
@@ -73,7 +74,8 @@ def demo(config: DemoConfig, console: Console | None = None) -> DemoResult:
     Raises:
         OutputError: the folder cannot be written, or holds something else than an earlier demonstration.
     """
-    return (_segmentation if config.task == "segmentation" else _classification)(config, console)
+    kinds = {"classification": _classification, "segmentation": _segmentation, "detection": _detection}
+    return kinds[config.task](config, console)
 
 
 def _classification(config: DemoConfig, console: Console | None) -> DemoResult:
@@ -131,10 +133,7 @@ def _segmentation(config: DemoConfig, console: Console | None) -> DemoResult:
     evaluation = evaluate(EvaluateConfig(output / _RUN, json=output / _EVAL, device=config.device), console)
 
     say(f"\n3. Segment {_SEGMENTED} test images, from PNG files", "bold")
-    create_folder(output / _HELD_OUT)
-    images = Shapes("test", count=_SEGMENTED)
-    for index in range(_SEGMENTED):
-        Image.fromarray(images[index].image).save(output / _HELD_OUT / f"{images.name(index)}.png")
+    _write_shapes(output / _HELD_OUT)
     answers: list[Answer] = []
     answers += segment_files(
         SegmentConfig((output / _HELD_OUT,), output / _RUN, output / _PREDICTIONS, device=config.device), console
@@ -157,7 +156,48 @@ def _segmentation(config: DemoConfig, console: Console | None) -> DemoResult:
     return DemoResult(evaluation, answers, seconds)
 
 
-def _begun(config: DemoConfig, epochs: int, **fields: Any) -> TrainConfig:
+def _detection(config: DemoConfig, console: Console | None) -> DemoResult:
+    started, output, say = time.monotonic(), config.output, _speaker(console)
+    training = _begun(config, config.epochs)
+    say(f"1. Train {training.model} to find generated shapes: squares, discs and triangles", "bold")
+    train(training, console)
+
+    say("\n2. Measure it on the test images, which it has not seen", "bold")
+    evaluation = evaluate(EvaluateConfig(output / _RUN, json=output / _EVAL, device=config.device), console)
+
+    say(f"\n3. Find the shapes in {_SEGMENTED} test images, from PNG files", "bold")
+    _write_shapes(output / _HELD_OUT)
+    answers: list[Answer] = []
+    answers += detect_files(
+        DetectConfig((output / _HELD_OUT,), output / _RUN, output / _PREDICTIONS, device=config.device), console
+    )
+    predict(
+        PredictConfig(
+            (output / _HELD_OUT,), output / _RUN, output=output / _PREDICTIONS, device=config.device, batch_size=1
+        )
+    )
+    seconds = time.monotonic() - started
+    figures = evaluation.scores.figures
+    say(
+        f"\nDone in {seconds:.0f} s: box AP50 {figures['box_ap50']:.1%}, mask AP50 {figures['mask_ap50']:.1%} on test "
+        "images. Look at",
+        "bold",
+    )
+    run = RunFolder(output / _RUN)
+    for path, what in (
+        (output / _PREDICTIONS / SHEET_NAME, "held-out images with the shapes that were found"),
+        (output / _PREDICTIONS / DETECTIONS, "boxes, masks and scores"),
+        (run.curves, "losses and average precision, epoch by epoch"),
+        (output / _EVAL, "every figure of the evaluation"),
+        (run.path, "the run: weights, configuration, metrics"),
+    ):
+        say(f"  {path!s:<40} {what}")
+    say("Next: your own images in COCO's format, annotations/ and images/ in one folder")
+    say("  vmamba train --task detection --data.data_dir FOLDER")
+    return DemoResult(evaluation, answers, seconds)
+
+
+def _begun(config: DemoConfig, epochs: int | None, **fields: Any) -> TrainConfig:
     """The training's configuration, once the folder is ready for it."""
     if config.model is not None:
         fields["model"] = config.model
@@ -196,6 +236,13 @@ def _fresh_folder(path: Path) -> None:
         mark.touch()
     except OSError as error:
         raise OutputError(f"cannot write into {path}: {error.strerror}; choose another place") from error
+
+
+def _write_shapes(folder: Path) -> None:
+    create_folder(folder)
+    images = Shapes("test", count=_SEGMENTED)
+    for index in range(_SEGMENTED):
+        Image.fromarray(images[index].image).save(folder / f"{images.name(index)}.png")
 
 
 def _write_images(splits: Splits, folder: Path) -> None:

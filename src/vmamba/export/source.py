@@ -15,6 +15,7 @@ from vmamba.data import Preprocessing, imagenet_class_names
 from vmamba.data.segmentation.classes import PixelClasses
 from vmamba.data.segmentation.masks import IGNORE, MaskFormat
 from vmamba.errors import CheckpointError, ConfigError, VMambaError, nearest
+from vmamba.heads.mask_rcnn import MaskRCNN
 from vmamba.heads.segmenter import Segmenter
 from vmamba.models import VSSM
 from vmamba.tasks.classification.task import Classification
@@ -88,6 +89,7 @@ def load_source(what: str) -> Source:
 def _from_path(path: Path) -> Source:
     if path.is_dir() or read_weights(path).metadata.get("format") == FORMAT:
         trained = load_trained(path)
+        _refuse_detector(trained.model, str(path))
         stem = path.resolve().name if path.is_dir() else path.stem
         if not isinstance(trained.model, VSSM | Segmenter):
             raise ConfigError(
@@ -111,10 +113,20 @@ def _from_name(name: str) -> Source:
     return _bare(model, name, "fresh weights", warning)
 
 
+def _refuse_detector(model: object, name: str) -> None:
+    if isinstance(model, MaskRCNN):
+        raise ConfigError(
+            f"{name} is a detector, which cannot be exported whole: how many boxes there are depends on the image, and "
+            "their suppression, the pooling of regions and the pasting of masks are no operations of the targets. "
+            "vmamba.heads.mask_rcnn.DensePart(model), its backbone, pyramid and proposals' head, can be"
+        )
+
+
 def _bare(model: VSSM | Segmenter, name: str, weights: str, warning: str | None) -> Source:
     """Weights that do not say how they were trained: ImageNet's preprocessing and, for 1000 classes, its names."""
     from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+    _refuse_detector(model, name)
     count, channels = model.num_classes, model.config.in_chans
     if count < 1:
         raise ConfigError(f"{name} has no head (num_classes={count}), so there are no logits to export")
