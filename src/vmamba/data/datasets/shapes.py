@@ -1,7 +1,7 @@
 """Shapes: a generated data set for segmentation and detection, squares, discs and triangles on textured noise.
 
-Nothing but the outline tells a shape's class: colours, sizes, places and turns are drawn alike for all three, and
-shapes lie upon each other. A sample depends on its part, the seed and its index alone, so that any can be made by
+Nothing but the outline tells a shape's class: colours, sizes, places and turns (15 degrees at most) are drawn alike for
+all three, and shapes lie upon each other. A sample depends on its part, the seed and its index alone, so that any can be made by
 itself, by any process. Masks are drawn in integers and all noise in exact fractions: every machine makes the same
 pixels.
 """
@@ -174,9 +174,10 @@ def _outline(random: np.random.RandomState, label: int, size: int) -> tuple[tupl
     radius = random.randint(least, most + 1)
     margin = radius // 2
     centre = random.randint(margin, size - margin, 2)
-    # A vector from the centre towards a corner, of about the radius' length.
-    turn = random.randint(-radius, radius + 1)
-    other = math.isqrt(radius**2 - turn**2) * (1 if random.randint(2) else -1)
+    # A vector from the centre upwards, of about the radius' length, turned by up to 15 degrees: a square's normal, a
+    # triangle's corner.
+    other = random.randint(-radius // 4, radius // 4 + 1)
+    turn = -math.isqrt(radius**2 - other**2)
     reach = 4 * radius // 3 + 1
     rows, columns = (slice(max(0, c - reach), min(size, c + reach + 1)) for c in centre.tolist())
     y, x = np.ogrid[rows, columns]
