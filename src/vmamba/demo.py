@@ -80,7 +80,7 @@ def demo(config: DemoConfig, console: Console | None = None) -> DemoResult:
 
 def _classification(config: DemoConfig, console: Console | None) -> DemoResult:
     started, output, say = time.monotonic(), config.output, _speaker(console)
-    training = _begun(config, config.epochs or 20)
+    training = _begun(config, 20 if config.epochs is None else config.epochs)
     say(f"1. Train {training.model} on scikit-learn's handwritten digits", "bold")
     train(training, console)
 
@@ -119,7 +119,7 @@ def _segmentation(config: DemoConfig, console: Console | None) -> DemoResult:
     started, output, say = time.monotonic(), config.output, _speaker(console)
     training = _begun(
         config,
-        config.epochs or 6,
+        6 if config.epochs is None else config.epochs,
         data=DataConfig("shapes", image_size=_CROP),
         epoch_updates=_UPDATES,
         warmup_epochs=0,

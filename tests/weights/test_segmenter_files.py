@@ -213,7 +213,7 @@ def test_the_commands_know_segmenters(tmp_path: Path, capsys: pytest.CaptureFixt
         "unet_vmamba_nano",
         "fpn_vmamba_nano",
     ]
-    with pytest.raises(vmamba.ConfigError, match="legal: segmentation, classification"):
+    with pytest.raises(vmamba.ConfigError, match="legal: segmentation, detection, classification"):
         vmamba.list_models(task="segment")
     with pytest.raises(vmamba.ConfigError, match="did you mean 'upernet_vmamba_nano'"):
         vmamba.create_model("upernet_vmamba_nan")
