@@ -1,8 +1,8 @@
 """Shapes: a generated data set for segmentation and detection, squares, discs and triangles on textured noise.
 
 Nothing but the outline tells a shape's class: colours, sizes, places and turns (15 degrees at most) are drawn alike for
-all three, and shapes lie upon each other. A sample depends on its part, the seed and its index alone, so that any can be
-made by itself, by any process. Masks are drawn in integers and all noise in exact fractions: every machine makes the
+all three, and shapes lie upon each other. A sample depends on its part, the seed and its index alone, so that any can
+be made by itself, by any process. Masks are drawn in integers and all noise in exact fractions: every machine makes the
 same pixels.
 """
 
