@@ -107,7 +107,7 @@ def test_every_released_model_has_a_recipe_and_every_recipe_can_be_used(tmp_path
     for name in recipe_names():
         config = TrainConfig(recipe=name, data=photos(tmp_path)).resolved().for_processes(1)
         assert config.lr is not None
-        assert config.lr > (config.min_lr or 0.0) > 0
+        assert config.lr > (config.min_lr or 0.0) >= 0
         assert config.resolved() == config
     one = TrainConfig(recipe="one_gpu", data=photos(tmp_path)).resolved().for_processes(1)
     assert (one.lr, one.checkpointing, one.mixed_precision) == (1e-3, True, "bf16")
