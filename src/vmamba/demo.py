@@ -84,8 +84,7 @@ def _classification(config: DemoConfig, console: Console | None) -> DemoResult:
     say(f"1. Train {training.model} on scikit-learn's handwritten digits", "bold")
     train(training, console)
 
-    say("\n2. Measure it on the test images, which it has not seen", "bold")
-    evaluation = evaluate(EvaluateConfig(output / _RUN, json=output / _EVAL, device=config.device), console)
+    evaluation = _measured(config, console)
 
     say(f"\n3. Classify {_IMAGES_A_CLASS} test images of each digit, from PNG files", "bold")
     splits = load_splits(DataConfig())
@@ -102,14 +101,14 @@ def _classification(config: DemoConfig, console: Console | None) -> DemoResult:
         "bold",
     )
     run = RunFolder(output / _RUN)
-    for path, what in (
+    _look_at(
+        say,
         (output / _PREDICTIONS / SHEET_NAME, "held-out digits with what the model takes them for"),
         (run.curves, "loss and accuracy, epoch by epoch"),
         (run.picture("confusion"), "which digits are taken for which"),
         (output / _EVAL, "every figure of the evaluation"),
         (run.path, "the run: weights, configuration, metrics"),
-    ):
-        say(f"  {path!s:<40} {what}")
+    )
     say("Next: your own images, in one folder for each class")
     say("  vmamba train --data.dataset folder --data.data_dir FOLDER")
     return DemoResult(evaluation, predictions, seconds)
@@ -129,8 +128,7 @@ def _segmentation(config: DemoConfig, console: Console | None) -> DemoResult:
     say(f"1. Train {training.model} on generated shapes: squares, discs and triangles", "bold")
     train(training, console)
 
-    say("\n2. Measure it on the test images, which it has not seen", "bold")
-    evaluation = evaluate(EvaluateConfig(output / _RUN, json=output / _EVAL, device=config.device), console)
+    evaluation = _measured(config, console)
 
     say(f"\n3. Segment {_SEGMENTED} test images, from PNG files", "bold")
     _write_shapes(output / _HELD_OUT)
@@ -142,15 +140,15 @@ def _segmentation(config: DemoConfig, console: Console | None) -> DemoResult:
     seconds = time.monotonic() - started
     say(f"\nDone in {seconds:.0f} s: mean IoU {evaluation.scores.figures['miou']:.1%} on test images. Look at", "bold")
     run = RunFolder(output / _RUN)
-    for path, what in (
+    _look_at(
+        say,
         (output / _PREDICTIONS / SHEET_NAME, "held-out images with the classes of their pixels"),
         (output / _PREDICTIONS / LEGEND, "which colour is which class"),
         (run.curves, "loss and mean IoU, epoch by epoch"),
         (run.picture("confusion"), "which pixels are taken for which"),
         (output / _EVAL, "every figure of the evaluation"),
         (run.path, "the run: weights, configuration, metrics"),
-    ):
-        say(f"  {path!s:<40} {what}")
+    )
     say("Next: your own images and masks, in images/ and masks/ of one folder")
     say("  vmamba train --task segmentation --data.data_dir FOLDER")
     return DemoResult(evaluation, answers, seconds)
@@ -162,8 +160,7 @@ def _detection(config: DemoConfig, console: Console | None) -> DemoResult:
     say(f"1. Train {training.model} to find generated shapes: squares, discs and triangles", "bold")
     train(training, console)
 
-    say("\n2. Measure it on the test images, which it has not seen", "bold")
-    evaluation = evaluate(EvaluateConfig(output / _RUN, json=output / _EVAL, device=config.device), console)
+    evaluation = _measured(config, console)
 
     say(f"\n3. Find the shapes in {_SEGMENTED} test images, from PNG files", "bold")
     _write_shapes(output / _HELD_OUT)
@@ -184,14 +181,14 @@ def _detection(config: DemoConfig, console: Console | None) -> DemoResult:
         "bold",
     )
     run = RunFolder(output / _RUN)
-    for path, what in (
+    _look_at(
+        say,
         (output / _PREDICTIONS / SHEET_NAME, "held-out images with the shapes that were found"),
         (output / _PREDICTIONS / DETECTIONS, "boxes, masks and scores"),
         (run.curves, "losses and average precision, epoch by epoch"),
         (output / _EVAL, "every figure of the evaluation"),
         (run.path, "the run: weights, configuration, metrics"),
-    ):
-        say(f"  {path!s:<40} {what}")
+    )
     say("Next: your own images in COCO's format, annotations/ and images/ in one folder")
     say("  vmamba train --task detection --data.data_dir FOLDER")
     return DemoResult(evaluation, answers, seconds)
@@ -212,6 +209,18 @@ def _begun(config: DemoConfig, epochs: int | None, **fields: Any) -> TrainConfig
     pick_device(config.device)  # a mistake here must not cost what an earlier demonstration left
     _fresh_folder(config.output)
     return training
+
+
+def _measured(config: DemoConfig, console: Console | None) -> Evaluation:
+    """The second step: what the run's best weights do on the test images."""
+    _speaker(console)("\n2. Measure it on the test images, which it has not seen", "bold")
+    run, figures = config.output / _RUN, config.output / _EVAL
+    return evaluate(EvaluateConfig(run, json=figures, device=config.device), console)
+
+
+def _look_at(say: Callable[..., None], *files: tuple[Path, str]) -> None:
+    for path, what in files:
+        say(f"  {path!s:<40} {what}")
 
 
 def _speaker(console: Console | None) -> Callable[..., None]:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
-from vmamba.errors import ConfigError, DataError, OutputError
-from vmamba.evaluate.measure import to_device
+from vmamba.errors import ConfigError, DataError
+from vmamba.evaluate.one_by_one import check_results_folder, one_by_one, tell, write_png
 from vmamba.evaluate.predict import find_images
-from vmamba.output import check_writable_folder, create_folder, write_atomically, write_json
+from vmamba.output import create_folder, write_json
 from vmamba.tasks.detection.prediction import DetectedImage
 from vmamba.tasks.detection.task import SHOWN, Detection
-from vmamba.tasks.overlay import png
 from vmamba.tasks.trained import Trained, open_trained
 
 if TYPE_CHECKING:
@@ -73,9 +69,7 @@ def detect_files(config: DetectConfig, console: Console | None = None) -> list[D
         DataError: there is no image, or one cannot be read; names it.
         OutputError: the folder is not empty, or cannot be written; noticed before anything is computed.
     """
-    check_writable_folder(config.output)
-    if not config.overwrite and config.output.is_dir() and any(config.output.iterdir()):
-        raise OutputError(f"output folder {config.output} is not empty; give a new one, or overwrite=true")
+    check_results_folder(config.output, config.overwrite)
     files = find_images(config.paths)  # before weights are downloaded
     trained, device = open_trained(config.weights, config.device)
     task = trained.task
@@ -88,37 +82,21 @@ def detect_files(config: DetectConfig, console: Console | None = None) -> list[D
     answers: list[DetectedImage] = []
     results: list[dict[str, Any]] = []
     skipped: list[str] = []
-    twice = max(Counter(path.stem for path in files).values()) > 1
-    for index, path in enumerate(files):
-        try:
-            inputs = to_device(task.stack([task.read(path)]), device)
-        except DataError as error:
-            if config.unreadable == "stop":
-                raise DataError(f"{error}; leave such images out with unreadable=skip") from error
-            skipped.append(str(error))
+    for asked in one_by_one(task, trained.model, files, config.unreadable, device):
+        if asked.fault is not None:
+            skipped.append(asked.fault)
             continue
-        with torch.inference_mode():
-            found = task.run(trained.model, inputs)[0].to("cpu")
-        whole = DetectedImage.of(path, found, task.categories)
-        results += whole.coco_results(int(path.stem) if path.stem.isdecimal() else path.stem)
+        stem = asked.path.stem
+        whole = DetectedImage.of(asked.path, asked.output.to("cpu"), task.categories)
+        results += whole.coco_results(int(stem) if stem.isdecimal() else stem)
         answers.append(whole.above(config.threshold))
-        name = f"{index:04d}_{path.stem}" if twice else path.stem
-        data = png(answers[-1].picture(None))
-        write_atomically(config.output / f"{name}_detected.png", _writer(data))
+        write_png(config.output / f"{asked.name}_detected.png", answers[-1].picture(None))
     if not answers:
         raise DataError(f"none of the {len(files)} images can be read; the first: {skipped[0]}")
     _finish(config, trained, task, answers, results, skipped)
-    if console is not None:
-        task.print_answers(answers, console)
-        for reason in skipped:
-            console.print(f"left out: {reason}", soft_wrap=True, markup=False)
-        said = f"wrote {len(answers)} picture(s), {DETECTIONS} and {RESULTS} to {config.output}"
-        console.print(said, soft_wrap=True, markup=False)
+    written = f"wrote {len(answers)} picture(s), {DETECTIONS} and {RESULTS} to {config.output}"
+    tell(console, task, answers, skipped, written)
     return answers
-
-
-def _writer(data: bytes) -> Any:
-    return lambda temporary: temporary.write_bytes(data)
 
 
 def _finish(

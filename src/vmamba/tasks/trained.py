@@ -48,6 +48,11 @@ class Trained:
     released: bool = False
 
     @property
+    def weights_word(self) -> str:
+        """What must be the same for work with these weights to be gone on with."""
+        return f"{self.weights_path.resolve()}, {self.weights_path.stat().st_size} bytes"
+
+    @property
     def preprocessing(self) -> Preprocessing:
         """From an image to pixels."""
         return self.task.preprocessing

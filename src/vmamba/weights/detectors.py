@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,21 +10,17 @@ from torch import Tensor
 from vmamba.architecture.detector_variants import DETECTORS
 from vmamba.architecture.detectors import MaskRCNNConfig
 from vmamba.errors import CheckpointError
+from vmamba.weights.described import said_or_recognised, says_or_holds, shapes_and_backbone
 from vmamba.weights.files import WeightFile
 from vmamba.weights.misfits import some
-from vmamba.weights.names import new_names
-from vmamba.weights.recognition import Recognised, recognise
+from vmamba.weights.recognition import Recognised
 
-_BACKBONE = "backbone."
 _CLASSES = "roi_head.bbox_head.fc_cls.weight"
 
 
 def holds_detector(file: WeightFile) -> bool:
     """Whether a weight file says that it is a detector's, or has a box head with classes."""
-    own = file.metadata.get("config")
-    if own is not None:
-        return '"box_head"' in own
-    return any(name.endswith(_CLASSES) for name in file.state_dict)
+    return says_or_holds(file, "box_head", _CLASSES)
 
 
 def describe_detector(file: WeightFile, source: str) -> Recognised[MaskRCNNConfig]:
@@ -34,13 +29,7 @@ def describe_detector(file: WeightFile, source: str) -> Recognised[MaskRCNNConfi
     Raises:
         CheckpointError: the description is broken, or there is none and the weights are no detector's.
     """
-    own = file.metadata.get("config")
-    if own is None:
-        return recognise_detector(file.state_dict, source)
-    try:
-        return Recognised(MaskRCNNConfig.from_dict(json.loads(own)), file.metadata.get("model"), ())
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{source}: the configuration in its metadata cannot be read: {error}") from error
+    return said_or_recognised(file, source, MaskRCNNConfig.from_dict, recognise_detector)
 
 
 def recognise_detector(state_dict: Mapping[str, Tensor], source: str = "the state dict") -> Recognised[MaskRCNNConfig]:
@@ -56,10 +45,7 @@ def recognise_detector(state_dict: Mapping[str, Tensor], source: str = "the stat
     Raises:
         CheckpointError: they are no detector's, or contradict each other.
     """
-    renamed = {name: state_dict[key] for key, name in new_names(state_dict, _BACKBONE).items()}
-    shapes = {name: tuple(value.shape) for name, value in renamed.items()}
-    inside = {name.removeprefix(_BACKBONE): value for name, value in renamed.items() if name.startswith(_BACKBONE)}
-    found = recognise(inside, f"{source}'s backbone")
+    shapes, found = shapes_and_backbone(state_dict, source)
     try:
         parts = _parts(shapes)
         config = MaskRCNNConfig.from_dict({"backbone": found.config.to_dict(), **parts})

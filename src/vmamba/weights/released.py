@@ -94,6 +94,23 @@ def _backbone_of(name: str) -> str:
     return f"; pretrained={backbone!r} starts its backbone from that classifier's" if backbone in OFFICIAL else ""
 
 
+def fetch_start(name: str, pretrained: bool | str | Path, key: str | None) -> tuple[str | Path, str | None]:
+    """The file that a named network is to start from, and the entry of it to take; released weights are fetched.
+
+    Args:
+        name: the network's; ``pretrained=True`` means its own released weights.
+        pretrained: or a file, or the name of another network whose weights were released.
+        key: as given; released files have one of their own.
+
+    Raises:
+        CheckpointError, OutputError: as `fetch_official`.
+    """
+    released = name if pretrained is True else str(pretrained)
+    if pretrained is True or (released in OFFICIAL and not Path(released).exists()):
+        return fetch_official(released), key or official_weights(released).key
+    return released, key
+
+
 def fetch_official(name: str, progress: bool | None = None) -> Path:
     """Make sure that a model's released weights are in torch hub's cache and are what they were; see `fetch`.
 

@@ -17,6 +17,7 @@ from vmamba.data.detection.categories import Categories
 from vmamba.data.detection.coco import Annotation, CocoImage, Mask
 from vmamba.data.preprocessing import Preprocessing
 from vmamba.data.reading.images import UnreadableImageError, read_image
+from vmamba.data.types import parts_fingerprint
 from vmamba.errors import DataError
 
 
@@ -212,6 +213,4 @@ class DetectionSplits:
 
     def fingerprint(self) -> dict[str, str]:
         """What must be the same for a run to be resumed: a line for each part, and the categories."""
-        parts = {"train": self.train, "val": self.val, "test": self.test}
-        lines = {k: "none" if p is None else f"{len(p)} images, {p.fingerprint()}" for k, p in parts.items()}
-        return {**lines, "categories": ", ".join(self.categories.names)}
+        return {**parts_fingerprint(self.train, self.val, self.test), "categories": ", ".join(self.categories.names)}

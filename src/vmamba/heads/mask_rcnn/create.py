@@ -11,7 +11,7 @@ from vmamba.weights.adaptation import adapt_to, load_backbone_weights
 from vmamba.weights.detectors import holds_detector
 from vmamba.weights.files import read_weights
 from vmamba.weights.names import translate_keys
-from vmamba.weights.released import OFFICIAL, fetch_official, official_weights
+from vmamba.weights.released import fetch_start
 
 #: The layers whose size is the number of classes.
 LAST = ("roi_head.bbox_head.fc_cls.", "roi_head.bbox_head.fc_reg.", "roi_head.mask_head.conv_logits.")
@@ -47,12 +47,10 @@ def create_detector(
     config = detector_config(name, num_classes=num_classes, in_chans=in_chans, **overrides)
     if pretrained is False or pretrained is None:
         return MaskRCNN(config=config)
-    released = name if pretrained is True else str(pretrained)
-    if pretrained is True or (released in OFFICIAL and not Path(released).exists()):
-        pretrained, key = fetch_official(released), key or official_weights(released).key
+    start, key = fetch_start(name, pretrained, key)
     model = MaskRCNN(config=config)
-    source = str(pretrained)
-    file = read_weights(pretrained, key)
+    source = str(start)
+    file = read_weights(start, key)
     if holds_detector(file):
         own = model.state_dict()
         given = translate_keys(file.state_dict, own)

@@ -10,9 +10,7 @@ from torch.utils.data import Dataset
 
 from vmamba.data.detection.sets import DetectionImages
 from vmamba.data.detection.transforms import EvalTransform, TrainTransform
-from vmamba.data.reading.images import UnreadableImageError
-from vmamba.data.types import MOST_SKIPPED
-from vmamba.errors import DataError
+from vmamba.data.types import first_readable
 from vmamba.heads.mask_rcnn.preparation import pad
 
 #: Pixels of images padded to one size, and the height and width of each without padding, and of its file.
@@ -30,8 +28,8 @@ class TrainItems(Dataset[dict[str, Any]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        place, image = _readable(self.images, index)
-        pixels, boxes, labels, masks = self.transform(image, self.images.objects(place))
+        image, skipped = first_readable(self.images.image, len(self), index)
+        pixels, boxes, labels, masks = self.transform(image, self.images.objects((index + skipped) % len(self)))
         return {"pixels": pixels, "truth": (boxes, labels, masks)}
 
 
@@ -48,23 +46,10 @@ class EvalItems(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")  # where `for` ends
-        place, image = _readable(self.images, index)
+        image, skipped = first_readable(self.images.image, len(self), index)
         pixels, size = self.transform(image)
-        truth = self.images.truth(index) if place == index % len(self) else None
+        truth = None if skipped else self.images.truth(index)
         return {"pixels": pixels, "size": size, "annotations": truth, "name": self.images.name(index)}
-
-
-def _readable(images: DetectionImages, index: int) -> tuple[int, Any]:
-    """The first image from ``index`` on that can be read, and its place."""
-    for step in range(min(len(images), MOST_SKIPPED)):
-        place = (index + step) % len(images)
-        try:
-            return place, images.image(place)
-        except UnreadableImageError as error:
-            if not error.may_skip:
-                raise
-            last = error
-    raise DataError(f"{min(len(images), MOST_SKIPPED)} images in a row cannot be read; the last: {last}")
 
 
 def stacked(pixels: Sequence[Tensor], originals: Sequence[tuple[int, int]]) -> Inputs:

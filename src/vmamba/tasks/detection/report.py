@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
+
+from vmamba.tasks.sheet import picture_sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,21 +84,7 @@ def print_objects(answers: Sequence[DetectedImage], console: Console) -> None:
 
 def objects_sheet(answers: Sequence[DetectedImage], total: int, title: str) -> Figure:
     """A cell for each image: its objects drawn in, its name, and what was found."""
-    from matplotlib.figure import Figure
-
-    columns = min(6, len(answers), math.ceil(math.sqrt(len(answers) * 1.6)))
-    rows = math.ceil(len(answers) / columns)
-    figure = Figure(figsize=(max(4.4, columns * 2.4 + 0.4), rows * 2.7 + 0.8), dpi=130, layout="constrained")
-    shown = f"{total:,} image{'s' if total != 1 else ''}"
-    shown = f"the first {len(answers)} of {shown}" if len(answers) < total else shown
-    figure.suptitle(f"{title}\n{shown}", fontsize=9, x=0.01, ha="left", parse_math=False)
-    for axes in (every := figure.subplots(rows, columns, squeeze=False).ravel()):
-        axes.set_axis_off()
-    for axes, answer in zip(every, answers, strict=False):
-        axes.imshow(answer.picture())
-        name = answer.path.name if len(answer.path.name) <= 34 else f"{answer.path.name[:33]}…"
-        axes.set_title(f"{name}\n{said(answer, 3)}", fontsize=6.5, color="#566270", parse_math=False)
-    return figure
+    return picture_sheet(answers, total, title, lambda answer: said(answer, 3), cell=(2.4, 2.7), name_length=34)
 
 
 def precision_figure(scores: DetectionScores, title: str) -> Figure:

@@ -30,9 +30,10 @@ from vmamba.tasks.detection.models import (
     detector_parts,
 )
 from vmamba.tasks.detection.objective import DetectionLoss
-from vmamba.tasks.detection.options import DetectionOptions, InferenceOptions, TrainingOptions, inference_options
+from vmamba.tasks.detection.options import InferenceOptions, TrainingOptions
 from vmamba.tasks.detection.prediction import DetectedImage
 from vmamba.tasks.detection.scores import DetectionMeter, DetectionScores
+from vmamba.tasks.options import changed, sorted_options
 from vmamba.tasks.protocol import AnswerSettings, Metric, ModelParts, Settings
 from vmamba.weights import WeightFile
 
@@ -91,9 +92,10 @@ class Detection:
     def load(cls, data: DataConfig, options: Mapping[str, Any]) -> tuple[Detection, DetectionSplits]:
         """The data set's categories, and its images. Images of COCO's format are resized as upstream's, by default."""
         resize = SHAPES_FIT if data.dataset == "shapes" else FIT
-        known = DetectionOptions.of({"resize": list(resize), **options})
+        options = {"resize": list(resize), **options}
+        training, inference = sorted_options(cls.name, TrainingOptions, InferenceOptions, options)
         splits = load_detection(data)
-        return cls(splits.categories, splits.preprocessing, known.inference, known.training), splits
+        return cls(splits.categories, splits.preprocessing, inference, training), splits
 
     @classmethod
     def check_model(cls, name: str, options: Mapping[str, Any]) -> None:
@@ -105,7 +107,7 @@ class Detection:
         """Undo `metadata`."""
         said = json.loads(metadata["detection"])
         categories = Categories(tuple(json.loads(metadata["classes"])), tuple(said["category_ids"]))
-        inference = inference_options(InferenceOptions(), said["inference"])
+        inference = changed(InferenceOptions(), cls.name, said["inference"])
         return cls(categories, Preprocessing.from_dict(json.loads(metadata["preprocessing"])), inference)
 
     def metadata(self, model: nn.Module) -> dict[str, str]:
@@ -121,7 +123,7 @@ class Detection:
 
     def configured(self, options: Mapping[str, Any]) -> Detection:
         """With other `InferenceOptions`."""
-        return replace(self, inference=inference_options(self.inference, options))
+        return replace(self, inference=changed(self.inference, self.name, options))
 
     def reload(self, data: DataConfig, weights: Path) -> DetectionSplits:
         """Images with objects of the model's categories."""
