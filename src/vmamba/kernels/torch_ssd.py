@@ -1,8 +1,9 @@
 """``"torch"``: Mamba-2's scan as matrix products in plain PyTorch, on any device (arXiv 2405.21060, §6).
 
 One decay a head turns the scan of a chunk into a product with a masked matrix. The sequence is cut into chunks: inside
-each, ``(C Bᵀ ∘ decays) x``; across them a state a chunk, carried on by a short recurrence. The products between
-``B``, ``C`` and states serve all heads of a group at once.
+each, ``(C Bᵀ ∘ decays) x``; across them a state a chunk, carried on by a short recurrence. Here a sequence is what one
+group of heads reads: letters are ``b`` batch, ``g`` groups of ``m`` heads of ``p`` channels, ``l`` length, ``n`` states,
+``s = b·g`` sequences, ``z`` chunks of ``q`` positions.
 """
 
 from __future__ import annotations
@@ -19,18 +20,20 @@ from vmamba import _torch
 from vmamba.kernels.interface import ScanRun, record
 from vmamba.kernels.linear_recurrence import solve
 
-#: Positions in a chunk: longer ones take more decays (one for each pair of positions), shorter ones more states.
-CHUNK_SIZE = 32
-#: Decays (b·h·l·q) worked on at a time: near a CPU's cache; elsewhere as many as bound the memory, at 256 MiB a tensor.
-_PART = {"cpu": 1 << 20}
+#: Positions in a chunk, and the length that one chunk takes whole.
+_CHUNK, _ONE_CHUNK = 32, 64
+#: Elements of ``x`` worked on at a time: near a CPU's cache; elsewhere as many as bound the memory.
+_PART = {"cpu": 1 << 19}
 _PART_ELSEWHERE = 1 << 26
+#: Where no chunk's decays multiply to less than e^-60, nor to more than e^60, their quotients neither over- nor underflow.
+_MOST_DECAY = 60.0
 
 
-class _Chunks(NamedTuple):
-    """How a sequence is cut: ``count`` chunks of ``size`` positions, of which the last ``padding`` are made up."""
+class _Cut(NamedTuple):
+    """How a sequence is cut: ``chunks`` of ``size`` positions, of which the last ``padding`` are made up."""
 
     size: int
-    count: int
+    chunks: int
     padding: int
 
 
@@ -43,112 +46,148 @@ def ssd_scan(
     D: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
-    initial_states: Tensor | None,
+    initial: Tensor | None,
     chunk_size: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """See `vmamba.scan.ssd_scan`. Every derivative is autograd's; also returns the final states ``(b, h, p, n)``."""
+    """`vmamba.scan.ssd_scan` with groups first; every derivative is autograd's.
+
+    ``x (b, g, l, m, p)``, ``dt (b, g, l, m)``, ``A (g, m)``, ``B, C (b, g, l, n)``, ``D (g, m, p)`` or ``(g, m, 1)``,
+    ``dt_bias (g, m)``, ``initial (b, g, m, p, n)`` → ``y (b, g, l, m, p)`` and the last states like ``initial``.
+    """
     if not torch.compiler.is_compiling():
         record(ScanRun("torch", "ssd_scan"))
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     with _torch.without_autocast(x.device.type):
         x, dt, A, B, C = (t.to(dtype) for t in (x, dt, A, B, C))
-        dt = dt if dt_bias is None else dt + dt_bias.to(dtype)
+        dt = dt if dt_bias is None else dt + dt_bias.to(dtype)[:, None]
         dt = F.softplus(dt) if dt_softplus else dt
-        initial = None if initial_states is None else initial_states.to(dtype)
-        cut = _cut(x.shape[1], CHUNK_SIZE if chunk_size is None else chunk_size)
-        parts = [
-            _scan(x[own], dt[own], A, B[own], C[own], None if initial is None else initial[own], cut)
-            for own in _parts(x, cut)
-        ]
-        y, last = parts[0] if len(parts) == 1 else (torch.cat(each) for each in zip(*parts, strict=True))
-        if D is not None:
-            y = torch.addcmul(y, D.to(dtype) if D.dim() == 2 else D.to(dtype)[:, None], x)
-        return y, last
+        cut = _cut(x.shape[2], chunk_size)
+        start = None if initial is None else initial.to(dtype).movedim(-1, 2).flatten(0, 1).flatten(2)  # (s, n, m·p)
+        inputs = tuple(_chunked(t, cut) for t in (x, dt, dt * A[:, None], B, C))
+        parts = [_scan(*(t[own] for t in inputs), None if start is None else start[own]) for own in _parts(inputs[0])]
+        ys, lasts = zip(*parts, strict=True)
+        groups, heads = A.shape
+        y = (ys[0] if len(ys) == 1 else torch.cat(ys)).flatten(1, 2)  # (s, z·q, m, p)
+        if not isinstance(cut.padding, int):  # a slice would ask the tracer to prove that length is smaller
+            y = F.pad(y, (0, 0, 0, 0, 0, -cut.padding))
+        elif cut.padding:
+            y = y[:, : -cut.padding]
+        y = y.unflatten(0, (-1, groups))
+        last = (lasts[0] if len(lasts) == 1 else torch.cat(lasts)).unflatten(-1, (heads, -1)).unflatten(0, (-1, groups))
+        y = y if D is None else torch.addcmul(y, D.to(dtype)[:, None], x)
+        return y, last.movedim(2, -1)
 
 
-def _cut(length: int, size: int) -> _Chunks:
+def _cut(length: int, size: int | None) -> _Cut:
+    if size is None:
+        size = _ONE_CHUNK if isinstance(length, int) and length <= _ONE_CHUNK else _CHUNK
     if not isinstance(length, int):
         # Even, so that the tracer can prove that it is never 1, a size that it would treat apart.
-        count = 2 * ((length + 2 * size - 1) // (2 * size))
-        return _Chunks(size, count, size * count - length)
-    count = -(-length // size)
-    size = -(-length // count)  # as even as can be
-    return _Chunks(size, count, size * count - length)
+        chunks = 2 * ((length + 2 * size - 1) // (2 * size))
+        return _Cut(size, chunks, size * chunks - length)
+    chunks = -(-length // size)
+    size = -(-length // chunks)  # as even as can be
+    return _Cut(size, chunks, size * chunks - length)
 
 
-def _parts(x: Tensor, cut: _Chunks) -> Iterator[slice]:
-    """Cut the batch so that a part has some `_PART` decays; one part if traced, and one, empty, of an empty batch."""
+def _chunked(t: Tensor, cut: _Cut) -> Tensor:
+    """``(b, g, l, …)`` as ``(s, z, q, …)``. Positions made up take no step, so that they change nothing."""
+    t = t.flatten(0, 1)
+    if not isinstance(cut.padding, int) or cut.padding:
+        t = F.pad(t, (0, 0) * (t.dim() - 2) + (0, cut.padding))
+    return t.unflatten(1, (cut.chunks, cut.size))
+
+
+def _parts(x: Tensor) -> Iterator[slice]:
+    """Cut the sequences so that a part has some `_PART` elements; one part if traced, one, empty, of an empty batch."""
     if torch.compiler.is_compiling() or _torch.is_exporting():
         yield slice(None)
         return
-    batch, length, heads, _ = x.shape
-    items = max(1, _PART.get(x.device.type, _PART_ELSEWHERE) // (length * heads * cut.size))
-    for i in range(0, max(batch, 1), items):
+    count = x.shape[0]
+    items = max(1, _PART.get(x.device.type, _PART_ELSEWHERE) // x[:1].numel()) if count else 1
+    for i in range(0, max(count, 1), items):
         yield slice(i, i + items)
 
 
 def _scan(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None, cut: _Chunks
+    x: Tensor, dt: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, start: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """``y (b, l, h, p)`` without the skip, and the last states ``(b, h, p, n)``. Letters: g groups of m heads each."""
-    batch, length, heads, width = x.shape
-    groups, n = B.shape[2:]
-    per_group = heads // groups
+    """The scan without its skip.
 
-    def chunked(t: Tensor, *tail: int) -> Tensor:
-        """``(b, l, g·…)`` as ``(b, g, chunk, position, …)``; positions made up take no step, so that nothing changes."""
-        t = t.reshape(batch, length, -1)
-        if not isinstance(cut.padding, int) or cut.padding:
-            t = F.pad(t, (0, 0, 0, cut.padding))
-        return t.reshape(batch, cut.count, cut.size, groups, *tail).movedim(3, 1)
+    ``x (s, z, q, m, p)``, ``dt, log_decay (s, z, q, m)``, ``B, C (s, z, q, n)``, ``start (s, n, m·p)`` → ``y`` like
+    ``x`` and the last states ``(s, n, m·p)``.
+    """
+    total = log_decay.cumsum(2)  # the log of the decay since before the chunk
+    run = _by_quotients if _may_divide(total) else _by_head
+    return run(x, dt, total, B, C, start)
 
-    steps = chunked(dt, per_group)  # (b, g, z, q, m)
-    total = (steps * A.view(groups, 1, 1, per_group)).cumsum(3)  # log of the decay from the chunk's start
-    driven = chunked(x, per_group, width) * steps[..., None]  # (b, g, z, q, m, p)
-    B, C = chunked(B, n), chunked(C, n)
 
-    # Inside a chunk (§6, step 1), decays exp(total_i - total_j) for j ≤ i.
-    by_head = total.movedim(-1, 2)  # (b, g, m, z, q)
-    future = torch.full((cut.size, cut.size), -math.inf, dtype=x.dtype, device=x.device).triu(1)
-    decays = torch.exp(by_head[..., :, None] - by_head[..., None, :] + future)
-    within = (C @ B.transpose(-1, -2))[:, :, None] * decays
-    y = (within @ driven.permute(0, 1, 4, 2, 3, 5)).permute(0, 1, 3, 4, 2, 5)  # (b, g, z, q, m, p)
+def _may_divide(total: Tensor) -> bool:
+    """Whether decays between two positions may be formed as quotients.
 
-    # What each chunk adds to the state (step 2), the states at the chunks' starts (3), and what they give (4).
-    end = total[:, :, :, -1:]
-    left = driven * torch.exp(end - total)[..., None]
-    added = (B.transpose(-1, -2) @ left.flatten(-2)).unflatten(-1, (per_group, width))  # (b, g, z, n, m, p)
-    start = None if initial is None else initial.view(batch, groups, per_group, width, n).permute(0, 1, 4, 2, 3)
-    entering, last = _carry(torch.exp(end.squeeze(3)), added, start)
+    Asked on a CPU alone: elsewhere the answer would be waited for, and a graph cannot depend on it.
+    """
+    if total.device.type != "cpu" or _torch.is_traced() or _torch.is_transformed():
+        return False
+    if not total.numel() or total.shape[2] == 1:  # of one position the decay has no gradient but rounding
+        return False
+    return bool(total.detach().abs().amax() <= _MOST_DECAY)
+
+
+def _by_quotients(
+    x: Tensor, dt: Tensor, total: Tensor, B: Tensor, C: Tensor, start: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """With ``exp(total_i - total_j) = exp(total_i) / exp(total_j)`` each product serves all heads of a group at once."""
+    decay = torch.exp(total)
+    scaled = (x * (dt / decay)[..., None]).flatten(-2)  # (s, z, q, m·p)
+    end = _over_channels(decay[:, :, -1], x.shape[-1])
+    entering, last = _carry(end, (B.transpose(-1, -2) @ scaled) * end, start)
+    y = (C @ B.transpose(-1, -2)).tril() @ scaled
     if entering is not None:
-        from_before = (C @ entering.flatten(-2)).unflatten(-1, (per_group, width))
-        y = torch.addcmul(y, from_before, torch.exp(total)[..., None])
+        y = y + C @ entering
+    return y.unflatten(-1, x.shape[-2:]) * decay[..., None], last
 
-    y = y.movedim(1, 3).reshape(batch, cut.size * cut.count, heads, width)
-    if not isinstance(cut.padding, int):
-        y = F.pad(y, (0, 0, 0, 0, 0, -cut.padding))  # a slice would ask the tracer to prove that length is smaller
-    return y[:, :length] if isinstance(cut.padding, int) else y, last.permute(0, 1, 3, 4, 2).reshape(
-        batch, heads, width, n
-    )
+
+def _by_head(x: Tensor, dt: Tensor, total: Tensor, B: Tensor, C: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
+    """With a matrix of decays for each head: no quotient, so that nothing over- or underflows, and traceable."""
+    driven = x * dt[..., None]
+    # Inside a chunk (§6, step 1), decays exp(total_i - total_j) for j ≤ i.
+    by_head = total.movedim(-1, 1)  # (s, m, z, q)
+    size = x.shape[2]
+    future = torch.full((size, size), -math.inf, dtype=x.dtype, device=x.device).triu(1)
+    decays = torch.exp(by_head[..., :, None] - by_head[..., None, :] + future)
+    within = (C @ B.transpose(-1, -2))[:, None] * decays
+    y = (within @ driven.movedim(3, 1)).movedim(1, 3)
+    # What each chunk adds to the state (step 2), the states at the chunks' starts (3), and what they give (4).
+    end = total[:, :, -1:]
+    left = driven * torch.exp(end - total)[..., None]
+    added = B.transpose(-1, -2) @ left.flatten(-2)
+    entering, last = _carry(_over_channels(torch.exp(end.squeeze(2)), x.shape[-1]), added, start)
+    if entering is not None:
+        y = torch.addcmul(y, (C @ entering).unflatten(-1, x.shape[-2:]), torch.exp(total)[..., None])
+    return y, last
+
+
+def _over_channels(of_heads: Tensor, channels: int) -> Tensor:
+    """``(s, z, m)`` as ``(s, z, 1, m·p)``."""
+    return of_heads[..., None].expand(*of_heads.shape, channels).flatten(-2)[:, :, None]
 
 
 def _carry(decay: Tensor, added: Tensor, start: Tensor | None) -> tuple[Tensor | None, Tensor]:
-    """Carry states from chunk to chunk: ``s_{z+1} = decay_z s_z + added_z``.
+    """Carry states from chunk to chunk: ``S_{z+1} = decay_z S_z + added_z``.
 
-    ``decay (b, g, z, m)``, ``added (b, g, z, n, m, p)``, ``start (b, g, n, m, p)``. Returns the states at the chunks'
-    starts, None where all are zero, and the last state.
+    ``decay (s, z, 1, m·p)``, ``added (s, z, n, m·p)``, ``start (s, n, m·p)``. Returns the states at the chunks' starts,
+    None where all are zero, and the last state.
     """
-    count = added.shape[2]
-    if isinstance(count, int) and count == 1:
-        entering = None if start is None else start[:, :, None]
-        last = added[:, :, 0] if start is None else added[:, :, 0] + decay[:, :, 0, None, :, None] * start
-        return entering, last
-    start = torch.zeros_like(added[:, :, 0]) if start is None else start
+    if isinstance(added.shape[1], int) and added.shape[1] == 1:
+        first = added[:, 0]
+        return (None, first) if start is None else (start[:, None], torch.addcmul(first, decay[:, 0], start))
+    start = torch.zeros_like(added[:, 0]) if start is None else start
     if torch.compiler.is_compiling() or _torch.is_exporting():  # a loop would be as many operations in the graph
-        drive = torch.cat([start[:, :, None], added], 2).movedim(2, -1)
-        states = solve(F.pad(decay, (0, 0, 1, 0)).movedim(2, -1)[:, :, None, :, None], drive).movedim(-1, 2)
-        return states[:, :, :-1], states[:, :, -1]
+        drive = torch.cat([start[:, None], added], 1).movedim(1, -1)
+        states = solve(F.pad(decay, (0, 0, 0, 0, 1, 0)).movedim(1, -1), drive).movedim(-1, 1)
+        return states[:, :-1], states[:, -1]
     states = [start]
-    for kept, more in zip(decay[:, :, :, None, :, None].unbind(2), added.unbind(2), strict=True):
+    for kept, more in zip(decay.unbind(1), added.unbind(1), strict=True):
         states.append(torch.addcmul(more, kept, states[-1]))
-    return torch.stack(states[:-1], 2), states[-1]
+    return torch.stack(states[:-1], 1), states[-1]

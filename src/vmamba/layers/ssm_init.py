@@ -78,8 +78,8 @@ def init_mamba2_parameters(mode: str, d_inner: int, heads: int) -> dict[str, Ten
     check_mamba2_init(mode)
     if d_inner % heads:
         raise ConfigError(
-            f"Mamba-2's scan (forward type 'm0') cuts d_inner {d_inner} into dt_rank {heads} heads: give a dt_rank that "
-            "divides it"
+            f"Mamba-2's scan (forward type 'm0') cuts the {d_inner} channels of d_inner into dt_rank {heads} heads; "
+            "give a dt_rank that divides them"
         )
     shape = DIRECTIONS, heads
     return {

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vmamba.scan.orders import directions_of, from_sequence, to_sequence
-from vmamba.scan.ssd_scan import ssd_scan
+from vmamba.errors import InputError
+from vmamba.scan.orders import cross_merge, directions_of, to_sequence
+from vmamba.scan.selective_scan import check_same_place, savable
+from vmamba.scan.ssd_scan import run_grouped
 
 
 def ssd2d_scan(
@@ -42,24 +44,38 @@ def ssd2d_scan(
         BackendError: an unknown backend, or a named one that cannot run this call.
     """
     directions = directions_of(scan_mode)
-    _, h, w, d = x.shape
-    r = A.shape[1]
+    _check(x, x_dbl, dt_bias, A, D)
+    x, x_dbl, dt_bias, A, D = savable(x, x_dbl, dt_bias, A, D)  # type: ignore[assignment]
+    (_, h, w, d), (k, r) = x.shape, A.shape
+    n = (x_dbl.shape[-1] - r) // 2
     image, maps = x.permute(0, 3, 1, 2), x_dbl.permute(0, 3, 4, 1, 2)  # (b, d, h, w), (b, k, r + 2n, h, w)
-    sequences = torch.stack([to_sequence(image, one).transpose(1, 2) for one in directions], 2)  # (b, l, k, d)
-    own = torch.stack([to_sequence(maps[:, i], one).transpose(1, 2) for i, one in enumerate(directions)], 2)
-    n = (own.shape[-1] - r) // 2
-    steps, B, C = own.split([r, n, n], dim=-1)  # each (b, l, k, ·)
-    y = ssd_scan(
-        sequences.unflatten(-1, (r, d // r)).flatten(2, 3),
-        steps.flatten(2),
-        A.flatten(),
-        B,
-        C,
-        None if D is None else D.flatten(0, 1),
-        None if dt_bias is None else dt_bias.flatten(),
-        dt_softplus,
-        backend=backend,
-    )
-    ways = y.unflatten(2, (len(directions), r)).flatten(-2).permute(2, 0, 3, 1)  # (k, b, d, l)
-    images = [from_sequence(way, one, h, w) for way, one in zip(ways, directions, strict=True)]
-    return (images[0] + images[1] + images[2] + images[3]).permute(0, 2, 3, 1)
+    sequences = torch.stack([to_sequence(image, one).transpose(1, 2) for one in directions], 1)  # (b, k, l, d)
+    own = torch.stack([to_sequence(maps[:, i], one).transpose(1, 2) for i, one in enumerate(directions)], 1)
+    steps, B, C = own.split([r, n, n], dim=-1)  # each (b, k, l, ·)
+    u = sequences.unflatten(-1, (r, d // r))
+    y, _ = run_grouped(u, steps, A, B, C, D, dt_bias, dt_softplus, None, None, backend)
+    ways = y.flatten(3).transpose(2, 3)  # (b, k, d, l)
+    return cross_merge(ways, h, w, scan_mode).permute(0, 2, 3, 1)
+
+
+def _check(x: Tensor, x_dbl: Tensor, dt_bias: Tensor | None, A: Tensor, D: Tensor | None) -> None:
+    check_same_place({"x": x, "x_dbl": x_dbl, "dt_bias": dt_bias, "A": A, "D": D})
+
+    def refuse(name: str, t: Tensor, want: str) -> InputError:
+        return InputError(
+            f"{name} has shape {tuple(t.shape)}, want {want}, given x {tuple(x.shape)}, x_dbl {tuple(x_dbl.shape)}, "
+            f"A {tuple(A.shape)}"
+        )
+
+    if x.dim() != 4 or x.shape[1] < 1 or x.shape[2] < 1:
+        raise refuse("x", x, "(b, h, w, d) with h, w ≥ 1")
+    d = x.shape[3]
+    if A.dim() != 2 or A.shape[0] != 4 or A.shape[1] < 1 or d % A.shape[1]:
+        raise refuse("A", A, f"(k, r) = (4, r) with r that divides d = {d}")
+    k, r = A.shape
+    if x_dbl.dim() != 5 or x_dbl.shape[:4] != (*x.shape[:3], k) or x_dbl.shape[4] <= r or (x_dbl.shape[4] - r) % 2:
+        raise refuse("x_dbl", x_dbl, f"(b, h, w, k, r + 2n) = {(*x.shape[:3], k)} and {r} + 2n with n ≥ 1")
+    if dt_bias is not None and dt_bias.shape != A.shape:
+        raise refuse("dt_bias", dt_bias, f"(k, r) = {(k, r)}")
+    if D is not None and D.shape != (k, r, d // r):
+        raise refuse("D", D, f"(k, r, d/r) = {(k, r, d // r)}")

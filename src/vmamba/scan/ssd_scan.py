@@ -99,10 +99,46 @@ def ssd_scan(
     if chunk_size is not None and chunk_size < 1:
         raise InputError(f"chunk_size {chunk_size} must be at least 1, or None for what is fast")
     x, dt, A, B, C, D, dt_bias, initial_states = savable(x, dt, A, B, C, D, dt_bias, initial_states)  # type: ignore[assignment]
+    groups = (B.shape[2], x.shape[2] // B.shape[2])
+    y, last = run_grouped(
+        x.unflatten(2, groups).movedim(2, 1),
+        dt.unflatten(2, groups).movedim(2, 1),
+        A.unflatten(0, groups),
+        B.movedim(2, 1),
+        C.movedim(2, 1),
+        None if D is None else D.view(*groups, -1),
+        None if dt_bias is None else dt_bias.unflatten(0, groups),
+        dt_softplus,
+        None if initial_states is None else initial_states.unflatten(1, groups),
+        chunk_size,
+        backend,
+    )
+    y = y.movedim(1, 2).flatten(2, 3)
+    return (y, last.flatten(1, 2)) if return_final_states else y
+
+
+def run_grouped(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    initial_states: Tensor | None,
+    chunk_size: int | None,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """`ssd_scan` of tensors that were checked and have their groups as an axis of its own, before the length.
+
+    ``x (b, g, l, m, p)``, ``dt (b, g, l, m)``, ``A (g, m)``, ``B, C (b, g, l, n)``, ``D (g, m, p)`` or ``(g, m, 1)``,
+    ``dt_bias (g, m)``, ``initial_states (b, g, m, p, n)`` → ``y (b, g, l, m, p)`` and the final states.
+    """
     name = dispatch.ambient() if backend is None else backend
     run = dispatch.BACKENDS[dispatch.choose(name, "ssd_scan", x.device.type, x.dtype)].operators
     y, last = run.ssd_scan(x, dt, A, B, C, D, dt_bias, dt_softplus, initial_states, chunk_size)
-    return (y, last) if return_final_states else y
+    return y, last
 
 
 def _check(
