@@ -166,6 +166,11 @@ def attention_matrix(layer: SS2D, x: Tensor) -> Tensor:
 
 def _directions(layer: SS2D) -> tuple[Direction, ...]:
     mode = layer.forward_type.scan_mode
+    if layer.forward_type.family == "m0":
+        raise ConfigError(
+            "this layer scans as Mamba-2 does (m0), with one decay a head, which these maps do not know; look at a "
+            "model with another forward type"
+        )
     if mode == "cascade2d":
         raise ConfigError(
             "this layer scans in cascade (v052dc): its second scan's steps depend on what the first gave, so there is "

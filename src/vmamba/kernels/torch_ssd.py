@@ -2,14 +2,14 @@
 
 One decay a head turns the scan of a chunk into a product with a masked matrix. The sequence is cut into chunks: inside
 each, ``(C Bᵀ ∘ decays) x``; across them a state a chunk, carried on by a short recurrence. Here a sequence is what one
-group of heads reads: letters are ``b`` batch, ``g`` groups of ``m`` heads of ``p`` channels, ``l`` length, ``n`` states,
+group of heads reads: ``b`` batch, ``g`` groups of ``m`` heads of ``p`` channels, ``l`` length, ``n`` states,
 ``s = b·g`` sequences, ``z`` chunks of ``q`` positions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ _CHUNK, _ONE_CHUNK = 32, 64
 #: Elements of ``x`` worked on at a time: near a CPU's cache; elsewhere as many as bound the memory.
 _PART = {"cpu": 1 << 19}
 _PART_ELSEWHERE = 1 << 26
-#: Where no chunk's decays multiply to less than e^-60, nor to more than e^60, their quotients neither over- nor underflow.
+#: Where no chunk's decays multiply to less than e^-60 (or more than e^60), quotients neither over- nor underflow.
 _MOST_DECAY = 60.0
 
 
@@ -63,8 +63,8 @@ def ssd_scan(
         dt = F.softplus(dt) if dt_softplus else dt
         cut = _cut(x.shape[2], chunk_size)
         start = None if initial is None else initial.to(dtype).movedim(-1, 2).flatten(0, 1).flatten(2)  # (s, n, m·p)
-        inputs = tuple(_chunked(t, cut) for t in (x, dt, dt * A[:, None], B, C))
-        parts = [_scan(*(t[own] for t in inputs), None if start is None else start[own]) for own in _parts(inputs[0])]
+        inputs = [_chunked(t, cut) for t in (x, dt, dt * A[:, None], B, C)]
+        parts = [_scan(own, inputs, None if start is None else start[own]) for own in _parts(inputs[0])]
         ys, lasts = zip(*parts, strict=True)
         groups, heads = A.shape
         y = (ys[0] if len(ys) == 1 else torch.cat(ys)).flatten(1, 2)  # (s, z·q, m, p)
@@ -95,7 +95,8 @@ def _chunked(t: Tensor, cut: _Cut) -> Tensor:
     t = t.flatten(0, 1)
     if not isinstance(cut.padding, int) or cut.padding:
         t = F.pad(t, (0, 0) * (t.dim() - 2) + (0, cut.padding))
-    return t.unflatten(1, (cut.chunks, cut.size))
+    chunks: Tensor = t.unflatten(1, (cut.chunks, cut.size))
+    return chunks
 
 
 def _parts(x: Tensor) -> Iterator[slice]:
@@ -109,14 +110,13 @@ def _parts(x: Tensor) -> Iterator[slice]:
         yield slice(i, i + items)
 
 
-def _scan(
-    x: Tensor, dt: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, start: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The scan without its skip.
+def _scan(own: slice, inputs: Sequence[Tensor], start: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The scan of the sequences ``own``, without its skip.
 
-    ``x (s, z, q, m, p)``, ``dt, log_decay (s, z, q, m)``, ``B, C (s, z, q, n)``, ``start (s, n, m·p)`` → ``y`` like
-    ``x`` and the last states ``(s, n, m·p)``.
+    ``inputs``: ``x (s, z, q, m, p)``, ``dt, log_decay (s, z, q, m)``, ``B, C (s, z, q, n)``; ``start (s, n, m·p)`` →
+    ``y`` like ``x`` and the last states ``(s, n, m·p)``.
     """
+    x, dt, log_decay, B, C = (t[own] for t in inputs)
     total = log_decay.cumsum(2)  # the log of the decay since before the chunk
     run = _by_quotients if _may_divide(total) else _by_head
     return run(x, dt, total, B, C, start)
@@ -137,7 +137,7 @@ def _may_divide(total: Tensor) -> bool:
 def _by_quotients(
     x: Tensor, dt: Tensor, total: Tensor, B: Tensor, C: Tensor, start: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """With ``exp(total_i - total_j) = exp(total_i) / exp(total_j)`` each product serves all heads of a group at once."""
+    """With ``exp(total_i - total_j) = exp(total_i) / exp(total_j)`` a product serves all heads of a group at once."""
     decay = torch.exp(total)
     scaled = (x * (dt / decay)[..., None]).flatten(-2)  # (s, z, q, m·p)
     end = _over_channels(decay[:, :, -1], x.shape[-1])
@@ -185,8 +185,8 @@ def _carry(decay: Tensor, added: Tensor, start: Tensor | None) -> tuple[Tensor |
     start = torch.zeros_like(added[:, 0]) if start is None else start
     if torch.compiler.is_compiling() or _torch.is_exporting():  # a loop would be as many operations in the graph
         drive = torch.cat([start[:, None], added], 1).movedim(1, -1)
-        states = solve(F.pad(decay, (0, 0, 0, 0, 1, 0)).movedim(1, -1), drive).movedim(-1, 1)
-        return states[:, :-1], states[:, -1]
+        solved = solve(F.pad(decay, (0, 0, 0, 0, 1, 0)).movedim(1, -1), drive).movedim(-1, 1)
+        return solved[:, :-1], solved[:, -1]
     states = [start]
     for kept, more in zip(decay.unbind(1), added.unbind(1), strict=True):
         states.append(torch.addcmul(more, kept, states[-1]))

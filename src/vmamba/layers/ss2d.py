@@ -114,13 +114,13 @@ class SS2D(nn.Module):
             self.out_norm = make_out_norm(kind.out_norm, d)
         self.in_proj = Pointwise(d_model, 2 * d if kind.gate else d, bias=bias)
         self.act = make_activation(act_layer)
-        self.conv2d: nn.Module | None = (
+        conv = (
             Conv2d(d, d, kernel_size=d_conv, padding=(d_conv - 1) // 2, groups=d, bias=conv_bias)
             if d_conv > 1
             else None
         )
-        if kind.family == "m0" and self.conv2d is not None:  # upstream's key: it permutes before and after
-            self.conv2d = nn.Sequential(OrderedDict([("1", self.conv2d)]))
+        # Upstream permutes before and after the convolution in m0, which shows in its key.
+        self.conv2d = conv if conv is None or kind.family != "m0" else nn.Sequential(OrderedDict([("1", conv)]))
         self.x_proj_weight = nn.Parameter(init_projection_weight(r + 2 * n, d))
         drawn = (
             init_mamba2_parameters(initialize, d, r)

@@ -46,7 +46,7 @@ def ssd2d_scan(
     directions = directions_of(scan_mode)
     _check(x, x_dbl, dt_bias, A, D)
     x, x_dbl, dt_bias, A, D = savable(x, x_dbl, dt_bias, A, D)  # type: ignore[assignment]
-    (_, h, w, d), (k, r) = x.shape, A.shape
+    (_, h, w, d), (_, r) = x.shape, A.shape
     n = (x_dbl.shape[-1] - r) // 2
     image, maps = x.permute(0, 3, 1, 2), x_dbl.permute(0, 3, 4, 1, 2)  # (b, d, h, w), (b, k, r + 2n, h, w)
     sequences = torch.stack([to_sequence(image, one).transpose(1, 2) for one in directions], 1)  # (b, k, l, d)

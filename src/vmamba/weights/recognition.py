@@ -219,7 +219,7 @@ def _read_ssm(shapes: _Shapes, blocks: Iterable[tuple[str, int]]) -> dict[str, A
         return {"ssm_ratio": 0.0}
     first = layers[0][0]
     # Mamba-2's scan has its steps from the x projection, one a head.
-    mamba2 = f"{first}.dt_projs_weight" not in shapes and len(shapes[f"{first}.Ds"]) == 3
+    mamba2 = f"{first}.Ds" in shapes and len(shapes[f"{first}.Ds"]) == 3
     inner = [shapes.matrix(f"{layer}.out_proj.weight")[1] for layer, _ in layers]
     if mamba2:
         ranks = [shapes.matrix(f"{layer}.A_logs")[1] for layer, _ in layers]
