@@ -44,7 +44,7 @@ class PeerClassification(Classification):
 
     def build(self, settings: Settings) -> nn.Module:
         """timm's model with fresh weights; its first layer takes the images' channels."""
-        return timm.create_model(self.peer, in_chans=self.preprocessing.in_chans, num_classes=len(self.classes))
+        return self.rebuild({})
 
     def rebuild(self, metadata: Mapping[str, str]) -> nn.Module:
         return timm.create_model(self.peer, in_chans=self.preprocessing.in_chans, num_classes=len(self.classes))

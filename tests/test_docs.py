@@ -77,7 +77,7 @@ def released(folder: Path) -> Callable[..., Path]:
 def test_python_block_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetch = released(tmp_path)
     monkeypatch.setattr("vmamba.models.create.fetch_official", fetch)
-    monkeypatch.setattr("vmamba.heads.create.fetch_official", fetch)
+    monkeypatch.setattr("vmamba.weights.released.fetch_official", fetch)
     monkeypatch.chdir(tmp_path)
     if "my.pth" in block.text:
         Path("my.pth").symlink_to(fetch("vmamba_tiny_s1l8"))

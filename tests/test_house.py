@@ -36,7 +36,7 @@ FLOORS: list[set[str]] = [
     {"evaluate"},
     {"train"},
     {"export"},
-    {"analysis", "bench", "migrate", "integrations", "segment"},
+    {"analysis", "bench", "migrate", "integrations", "segment", "detect"},
     {"demo"},
     {"timm"},
     {"app"},
@@ -56,7 +56,7 @@ BEHIND_THE_DOOR = {"train", "evaluate"}
 
 HEAVY = {
     "accelerate", "huggingface_hub", "jsonargparse", "matplotlib", "rich", "safetensors", "sklearn", "timm",
-    "torchmetrics", "torchvision", "triton", "yaml",
+    "pycocotools", "torchmetrics", "torchvision", "triton", "yaml",
 }  # fmt: skip
 
 

@@ -1,11 +1,12 @@
 """Run this package against numbers that upstream VMamba computed, and print how far apart they are.
 
-    python tools/parity.py FOLDER [--kinds small full segmentation] [--match PATTERN]
+    python tools/parity.py FOLDER [--kinds small full segmentation detection] [--match PATTERN]
 
 FOLDER holds the cases of one kind, or such folders:
 
     small, full   folders of these names, each with a ``manifest.json`` and one ``.safetensors`` file a case
     segmentation  ``cases.json`` with ``decode_head``s, and ``full_*.json``
+    detection     ``cases.json`` with ``box_head``s, ``ops.json``, ``keys.json`` and ``full_*.json``
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import parity_detection
 import parity_networks
 import parity_segmentation
 from parity_tools import Result
@@ -33,6 +35,7 @@ KINDS = {
     "small": Kind(partial(parity_networks.has, "small"), parity_networks.small_results),
     "full": Kind(partial(parity_networks.has, "full"), parity_networks.full_results),
     "segmentation": Kind(parity_segmentation.here, parity_segmentation.results),
+    "detection": Kind(parity_detection.here, parity_detection.results),
 }
 
 

@@ -15,7 +15,7 @@ from vmamba.errors import (
     OutputError,
     VMambaError,
 )
-from vmamba.heads import UPerNet
+from vmamba.heads import MaskRCNN, UPerNet
 from vmamba.inference.engines import optimize
 from vmamba.inference.warm import warm
 from vmamba.layers import SS2D, VSSBlock
@@ -46,6 +46,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "InputError",
+    "MaskRCNN",
     "OutputError",
     "UPerNet",
     "VMambaError",

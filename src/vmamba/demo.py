@@ -13,6 +13,7 @@ from PIL import Image
 
 from vmamba.data import DataConfig, Splits, load_splits
 from vmamba.data.datasets.shapes import Shapes
+from vmamba.detect import DETECTIONS, DetectConfig, detect_files
 from vmamba.device import pick_device
 from vmamba.errors import OutputError
 from vmamba.evaluate.measure import EvaluateConfig, Evaluation, evaluate
@@ -42,7 +43,7 @@ class DemoConfig:
     """How to run the demonstration.
 
     Attributes:
-        task: What is shown: classification of handwritten digits, or segmentation of generated shapes.
+        task: What is shown: classification of handwritten digits, or segmentation or detection of generated shapes.
         model: A model's name; by default the smallest one for the task.
         output: Folder for everything; one that an earlier demonstration made is made anew.
         seed: Of weights, order and augmentation.
@@ -50,7 +51,7 @@ class DemoConfig:
         device: auto, cpu, cuda, mps or xpu.
     """
 
-    task: Literal["classification", "segmentation"] = "classification"
+    task: Literal["classification", "segmentation", "detection"] = "classification"
     model: str | None = None
     output: Path = Path("demo")
     seed: int = 0
@@ -73,17 +74,17 @@ def demo(config: DemoConfig, console: Console | None = None) -> DemoResult:
     Raises:
         OutputError: the folder cannot be written, or holds something else than an earlier demonstration.
     """
-    return (_segmentation if config.task == "segmentation" else _classification)(config, console)
+    kinds = {"classification": _classification, "segmentation": _segmentation, "detection": _detection}
+    return kinds[config.task](config, console)
 
 
 def _classification(config: DemoConfig, console: Console | None) -> DemoResult:
     started, output, say = time.monotonic(), config.output, _speaker(console)
-    training = _begun(config, config.epochs or 20)
+    training = _begun(config, 20 if config.epochs is None else config.epochs)
     say(f"1. Train {training.model} on scikit-learn's handwritten digits", "bold")
     train(training, console)
 
-    say("\n2. Measure it on the test images, which it has not seen", "bold")
-    evaluation = evaluate(EvaluateConfig(output / _RUN, json=output / _EVAL, device=config.device), console)
+    evaluation = _measured(config, console)
 
     say(f"\n3. Classify {_IMAGES_A_CLASS} test images of each digit, from PNG files", "bold")
     splits = load_splits(DataConfig())
@@ -100,14 +101,14 @@ def _classification(config: DemoConfig, console: Console | None) -> DemoResult:
         "bold",
     )
     run = RunFolder(output / _RUN)
-    for path, what in (
+    _look_at(
+        say,
         (output / _PREDICTIONS / SHEET_NAME, "held-out digits with what the model takes them for"),
         (run.curves, "loss and accuracy, epoch by epoch"),
         (run.picture("confusion"), "which digits are taken for which"),
         (output / _EVAL, "every figure of the evaluation"),
         (run.path, "the run: weights, configuration, metrics"),
-    ):
-        say(f"  {path!s:<40} {what}")
+    )
     say("Next: your own images, in one folder for each class")
     say("  vmamba train --data.dataset folder --data.data_dir FOLDER")
     return DemoResult(evaluation, predictions, seconds)
@@ -117,7 +118,7 @@ def _segmentation(config: DemoConfig, console: Console | None) -> DemoResult:
     started, output, say = time.monotonic(), config.output, _speaker(console)
     training = _begun(
         config,
-        config.epochs or 6,
+        6 if config.epochs is None else config.epochs,
         data=DataConfig("shapes", image_size=_CROP),
         epoch_updates=_UPDATES,
         warmup_epochs=0,
@@ -127,14 +128,10 @@ def _segmentation(config: DemoConfig, console: Console | None) -> DemoResult:
     say(f"1. Train {training.model} on generated shapes: squares, discs and triangles", "bold")
     train(training, console)
 
-    say("\n2. Measure it on the test images, which it has not seen", "bold")
-    evaluation = evaluate(EvaluateConfig(output / _RUN, json=output / _EVAL, device=config.device), console)
+    evaluation = _measured(config, console)
 
     say(f"\n3. Segment {_SEGMENTED} test images, from PNG files", "bold")
-    create_folder(output / _HELD_OUT)
-    images = Shapes("test", count=_SEGMENTED)
-    for index in range(_SEGMENTED):
-        Image.fromarray(images[index].image).save(output / _HELD_OUT / f"{images.name(index)}.png")
+    _write_shapes(output / _HELD_OUT)
     answers: list[Answer] = []
     answers += segment_files(
         SegmentConfig((output / _HELD_OUT,), output / _RUN, output / _PREDICTIONS, device=config.device), console
@@ -143,21 +140,61 @@ def _segmentation(config: DemoConfig, console: Console | None) -> DemoResult:
     seconds = time.monotonic() - started
     say(f"\nDone in {seconds:.0f} s: mean IoU {evaluation.scores.figures['miou']:.1%} on test images. Look at", "bold")
     run = RunFolder(output / _RUN)
-    for path, what in (
+    _look_at(
+        say,
         (output / _PREDICTIONS / SHEET_NAME, "held-out images with the classes of their pixels"),
         (output / _PREDICTIONS / LEGEND, "which colour is which class"),
         (run.curves, "loss and mean IoU, epoch by epoch"),
         (run.picture("confusion"), "which pixels are taken for which"),
         (output / _EVAL, "every figure of the evaluation"),
         (run.path, "the run: weights, configuration, metrics"),
-    ):
-        say(f"  {path!s:<40} {what}")
+    )
     say("Next: your own images and masks, in images/ and masks/ of one folder")
     say("  vmamba train --task segmentation --data.data_dir FOLDER")
     return DemoResult(evaluation, answers, seconds)
 
 
-def _begun(config: DemoConfig, epochs: int, **fields: Any) -> TrainConfig:
+def _detection(config: DemoConfig, console: Console | None) -> DemoResult:
+    started, output, say = time.monotonic(), config.output, _speaker(console)
+    training = _begun(config, config.epochs)
+    say(f"1. Train {training.model} to find generated shapes: squares, discs and triangles", "bold")
+    train(training, console)
+
+    evaluation = _measured(config, console)
+
+    say(f"\n3. Find the shapes in {_SEGMENTED} test images, from PNG files", "bold")
+    _write_shapes(output / _HELD_OUT)
+    answers: list[Answer] = []
+    answers += detect_files(
+        DetectConfig((output / _HELD_OUT,), output / _RUN, output / _PREDICTIONS, device=config.device), console
+    )
+    predict(
+        PredictConfig(
+            (output / _HELD_OUT,), output / _RUN, output=output / _PREDICTIONS, device=config.device, batch_size=1
+        )
+    )
+    seconds = time.monotonic() - started
+    figures = evaluation.scores.figures
+    say(
+        f"\nDone in {seconds:.0f} s: box AP50 {figures['box_ap50']:.1%}, mask AP50 {figures['mask_ap50']:.1%} on test "
+        "images. Look at",
+        "bold",
+    )
+    run = RunFolder(output / _RUN)
+    _look_at(
+        say,
+        (output / _PREDICTIONS / SHEET_NAME, "held-out images with the shapes that were found"),
+        (output / _PREDICTIONS / DETECTIONS, "boxes, masks and scores"),
+        (run.curves, "losses and average precision, epoch by epoch"),
+        (output / _EVAL, "every figure of the evaluation"),
+        (run.path, "the run: weights, configuration, metrics"),
+    )
+    say("Next: your own images in COCO's format, annotations/ and images/ in one folder")
+    say("  vmamba train --task detection --data.data_dir FOLDER")
+    return DemoResult(evaluation, answers, seconds)
+
+
+def _begun(config: DemoConfig, epochs: int | None, **fields: Any) -> TrainConfig:
     """The training's configuration, once the folder is ready for it."""
     if config.model is not None:
         fields["model"] = config.model
@@ -172,6 +209,18 @@ def _begun(config: DemoConfig, epochs: int, **fields: Any) -> TrainConfig:
     pick_device(config.device)  # a mistake here must not cost what an earlier demonstration left
     _fresh_folder(config.output)
     return training
+
+
+def _measured(config: DemoConfig, console: Console | None) -> Evaluation:
+    """The second step: what the run's best weights do on the test images."""
+    _speaker(console)("\n2. Measure it on the test images, which it has not seen", "bold")
+    run, figures = config.output / _RUN, config.output / _EVAL
+    return evaluate(EvaluateConfig(run, json=figures, device=config.device), console)
+
+
+def _look_at(say: Callable[..., None], *files: tuple[Path, str]) -> None:
+    for path, what in files:
+        say(f"  {path!s:<40} {what}")
 
 
 def _speaker(console: Console | None) -> Callable[..., None]:
@@ -196,6 +245,13 @@ def _fresh_folder(path: Path) -> None:
         mark.touch()
     except OSError as error:
         raise OutputError(f"cannot write into {path}: {error.strerror}; choose another place") from error
+
+
+def _write_shapes(folder: Path) -> None:
+    create_folder(folder)
+    images = Shapes("test", count=_SEGMENTED)
+    for index in range(_SEGMENTED):
+        Image.fromarray(images[index].image).save(folder / f"{images.name(index)}.png")
 
 
 def _write_images(splits: Splits, folder: Path) -> None:

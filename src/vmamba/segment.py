@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image
 
 from vmamba.data.reading.arrays import preview
 from vmamba.data.reading.images import IMAGE_SUFFIXES
-from vmamba.errors import ConfigError, DataError, OutputError
-from vmamba.evaluate.measure import to_device
+from vmamba.errors import ConfigError, DataError
+from vmamba.evaluate.one_by_one import check_results_folder, one_by_one, tell, write_png
 from vmamba.evaluate.pictures import save_figure
 from vmamba.evaluate.predict import ALL_SUFFIXES, find_images
-from vmamba.output import check_writable_folder, create_folder, write_atomically, write_json
-from vmamba.tasks.overlay import legend_figure, mask_image, overlay, png
+from vmamba.output import create_folder, write_json
+from vmamba.tasks.overlay import legend_figure, mask_image, overlay
 from vmamba.tasks.segmentation.prediction import SegmentedImage
 from vmamba.tasks.segmentation.task import Segmentation
 from vmamba.tasks.trained import Trained, open_trained
@@ -89,9 +87,7 @@ def segment_files(config: SegmentConfig, console: Console | None = None) -> list
         DataError: there is no image, or one cannot be read; names it.
         OutputError: the folder is not empty, or cannot be written; noticed before anything is computed.
     """
-    check_writable_folder(config.output)
-    if not config.overwrite and config.output.is_dir() and any(config.output.iterdir()):
-        raise OutputError(f"output folder {config.output} is not empty; give a new one, or overwrite=true")
+    check_results_folder(config.output, config.overwrite)
     files = find_images(config.paths, ALL_SUFFIXES)  # before weights are downloaded
     trained, device = open_trained(config.weights, config.device)
     task = trained.task
@@ -105,52 +101,25 @@ def segment_files(config: SegmentConfig, console: Console | None = None) -> list
     create_folder(config.output)
     answers: list[SegmentedImage] = []
     skipped: list[str] = []
-    for path, name, labels in _labels(config, files, trained, task, device):
-        if isinstance(labels, str):
-            skipped.append(labels)
+    for asked in one_by_one(task, trained.model, files, config.unreadable, device):
+        if asked.fault is not None:
+            skipped.append(asked.fault)
             continue
-        picture = overlay(_shown(path), labels, task.classes)
-        _write_png(config.output / f"{name}_overlay.png", picture)
-        _write_png(config.output / f"{name}_mask.png", mask_image(labels, task.classes))
-        answers.append(replace(SegmentedImage.of(path, labels, task.classes), small=None))
+        labels = np.asarray(asked.output)
+        write_png(config.output / f"{asked.name}_overlay.png", overlay(_shown(asked.path), labels, task.classes))
+        write_png(config.output / f"{asked.name}_mask.png", mask_image(labels, task.classes))
+        answers.append(replace(SegmentedImage.of(asked.path, labels, task.classes), small=None))
     if not answers:
         raise DataError(f"none of the {len(files)} images can be read; the first: {skipped[0]}")
     _finish(config, trained, task, answers, skipped)
-    if console is not None:
-        task.print_answers(answers, console)
-        for error in skipped:
-            console.print(f"left out: {error}", soft_wrap=True, markup=False)
-        said = f"wrote {len(answers)} overlay(s) and mask(s), {LEGEND} and {AREAS} to {config.output}"
-        console.print(said, soft_wrap=True, markup=False)
+    written = f"wrote {len(answers)} overlay(s) and mask(s), {LEGEND} and {AREAS} to {config.output}"
+    tell(console, task, answers, skipped, written)
     return answers
-
-
-def _labels(
-    config: SegmentConfig, files: Sequence[Path], trained: Trained, task: Segmentation, device: torch.device
-) -> Iterator[tuple[Path, str, Any]]:
-    """Each file, its name in the output, and its labels ``(h, w)`` or why there are none."""
-    twice = max(Counter(path.stem for path in files).values()) > 1
-    for index, path in enumerate(files):
-        name = f"{index:04d}_{path.stem}" if twice else path.stem
-        try:
-            inputs = to_device(task.stack([task.read(path)]), device)
-        except DataError as error:
-            if config.unreadable == "stop":
-                raise DataError(f"{error}; leave such images out with unreadable=skip") from error
-            yield path, name, str(error)
-            continue
-        with torch.inference_mode():
-            yield path, name, np.asarray(task.run(trained.model, inputs)[0])
 
 
 def _shown(path: Path) -> Image.Image:
     image = preview(path)
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _write_png(path: Path, image: Image.Image) -> None:
-    data = png(image)
-    write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 def _finish(

@@ -50,7 +50,7 @@ def test_cam(colour_run: Path, picture: Path, tmp_path: Path, capsys: pytest.Cap
 def test_erf(colour_run: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, figures = tmp_path / "e.png", tmp_path / "e.json"
     words = ["erf", str(colour_run), "resnet10t", "--image_size", "64", "--output", str(out), "--json", str(figures)]
-    assert main([*words, "--images", f"[{picture}]"]) == 0
+    assert main([*words, "--images", str(picture)]) == 0
     assert is_png(out)
     rows = json.loads(figures.read_text())
     assert [row["model"].split(", ")[1] for row in rows] == ["fresh", "trained", "fresh"]

@@ -15,7 +15,8 @@ from vmamba.data import DataConfig
 from vmamba.data.datasets import folder
 from vmamba.errors import VMambaError
 from vmamba.tasks.classification.objective import CrossEntropy
-from vmamba.train.loop.trainer import finetune, loop
+from vmamba.train.loop import finetune
+from vmamba.train.loop import trainer as loop
 from vmamba.train.run import train
 from vmamba.train.settings.config import TrainConfig
 

@@ -160,7 +160,8 @@ def test_interrupted_and_resumed_it_is_bitwise_the_same(
 
 def test_what_a_task_does_not_know_is_refused(run: tuple[Path, Any, str], tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"task='disks' is unknown; legal: classification, multilabel, segmentation, discs; did"
+        ConfigError,
+        match=r"task='disks' is unknown; legal: classification, multilabel, segmentation, detection, discs; did",
     ):
         TrainConfig(task="disks")
     with pytest.raises(ConfigError, match="select_by='accuracy': want distance"):
@@ -172,7 +173,7 @@ def test_what_a_task_does_not_know_is_refused(run: tuple[Path, Any, str], tmp_pa
     vmamba.save_weights(other, file.state_dict, {**file.metadata, "task": "depth"})
     with pytest.raises(
         CheckpointError,
-        match=r"trained for the task 'depth', which .* it knows classification, multilabel, segmentation, discs",
+        match=r"trained for the task 'depth', which .* it knows classification, .*, detection, discs",
     ):
         load_trained(other)
 

@@ -202,7 +202,8 @@ def test_a_damaged_state_is_passed_over_with_one_line(
     assert [state.name for state in folder.states()] == ["state.pt", "state.1.pt"]
     content = bytearray(folder.state.read_bytes())
     if damage == "flipped":
-        content[len(content) // 2] ^= 1
+        for place in range(len(content) // 2, len(content) // 2 + 256):  # more than the gap between two tensors
+            content[place] ^= 1
     folder.state.write_bytes({"cut short": content[: len(content) // 2], "flipped": content, "empty": b""}[damage])
     said = io.StringIO()
     train(TrainConfig(resume=path), Console(file=said, width=500))
@@ -303,7 +304,7 @@ def test_a_dead_loading_process_is_one_clear_error(
 
     with monkeypatch.context() as patch:
         patch.setattr(TransformedImages, "__getitem__", get)
-        with pytest.raises(TrainingError, match=r"a process that loads images is gone .*by signal: Killed.*resume"):
+        with pytest.raises(TrainingError, match=r"a process that loads images is gone .*resume"):
             train(tiny(colour_images, path, num_workers=1, save_every_steps=2))
     train(TrainConfig(resume=path))
     assert_same_run(whole, path)

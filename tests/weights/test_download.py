@@ -24,7 +24,7 @@ import vmamba
 from vmamba import CheckpointError, ConfigError, OutputError
 from vmamba.weights import OFFICIAL, OfficialWeights, fetch, fetch_official
 from vmamba.weights.download import transfer
-from vmamba.weights.files import check_pickled_file
+from vmamba.weights.pickled import check_pickled_file
 
 CONTENT = bytes(range(256)) * 1024
 HALF = len(CONTENT) // 2

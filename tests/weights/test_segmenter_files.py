@@ -182,7 +182,7 @@ def test_a_classifier_starts_the_backbone(name: str, tmp_path: Path, monkeypatch
     weight = classifier.layers[0].blocks[0].op.in_proj.weight
     assert torch.equal(model.backbone.layers[0].blocks[0].op.in_proj.weight, weight)
     monkeypatch.setitem(OFFICIAL, "vmamba_nano", OfficialWeights("vmamba_nano", "https://none/cls.pth"))
-    monkeypatch.setattr("vmamba.heads.create.fetch_official", lambda name: tmp_path / "cls.pth")
+    monkeypatch.setattr("vmamba.weights.released.fetch_official", lambda name: tmp_path / "cls.pth")
     model = small(name, pretrained="vmamba_nano")
     assert torch.equal(model.backbone.layers[0].blocks[0].op.in_proj.weight, weight)
 
@@ -193,7 +193,7 @@ def test_released_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(
         OFFICIAL, "upernet_vmamba_nano", OfficialWeights("upernet_vmamba_nano", "https://none/w.pth", "state_dict")
     )
-    monkeypatch.setattr("vmamba.heads.create.fetch_official", lambda name: tmp_path / "w.pth")
+    monkeypatch.setattr("vmamba.weights.released.fetch_official", lambda name: tmp_path / "w.pth")
     assert same(vmamba.create_model("upernet_vmamba_nano", pretrained=True), donor)
     with pytest.raises(vmamba.CheckpointError, match="pretrained='vmamba_tiny_s1l8' starts its backbone"):
         vmamba.weights.official_weights("unet_vmamba_tiny_s1l8")
@@ -213,7 +213,7 @@ def test_the_commands_know_segmenters(tmp_path: Path, capsys: pytest.CaptureFixt
         "unet_vmamba_nano",
         "fpn_vmamba_nano",
     ]
-    with pytest.raises(vmamba.ConfigError, match="legal: segmentation, classification"):
+    with pytest.raises(vmamba.ConfigError, match="legal: segmentation, detection, classification"):
         vmamba.list_models(task="segment")
     with pytest.raises(vmamba.ConfigError, match="did you mean 'upernet_vmamba_nano'"):
         vmamba.create_model("upernet_vmamba_nan")

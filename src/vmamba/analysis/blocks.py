@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from vmamba.errors import ConfigError
 from vmamba.layers.ss2d import SS2D
-from vmamba.models.trunk import Trunk
+from vmamba.models.trunk import Stage, Trunk
+
+Thing = TypeVar("Thing", bound=nn.Module)
 
 
 def trunk_of(model: nn.Module) -> Trunk:
@@ -27,6 +30,38 @@ def trunk_of(model: nn.Module) -> Trunk:
     return found[0]
 
 
+def one_image(what: str, image: Tensor) -> Tensor:
+    """``image (in_chans, H, W)``, or a batch of it alone, as ``(1, in_chans, H, W)``.
+
+    Raises:
+        ConfigError: several images; ``what`` is of one.
+    """
+    batch = image if image.dim() == 4 else image[None]
+    if batch.dim() != 4 or len(batch) != 1:
+        raise ConfigError(f"a {what} is of one image (in_chans, H, W), given {tuple(image.shape)}")
+    return batch
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it the model is in eval mode; afterwards as it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def stage_of(model: nn.Module, stage: int = -1) -> Stage:
+    """A stage of the model's trunk, from 0; negative ones count from the last.
+
+    Raises:
+        ConfigError: no such stage; tells how many there are.
+    """
+    return _picked(list(trunk_of(model).stages()), stage, "stage", "the model")
+
+
 def ss2d_of(model: nn.Module, stage: int = -1, block: int = -1) -> SS2D:
     """The SS2D layer of a block.
 
@@ -38,14 +73,15 @@ def ss2d_of(model: nn.Module, stage: int = -1, block: int = -1) -> SS2D:
     Raises:
         ConfigError: no such stage or block; tells how many there are.
     """
-    stages = list(trunk_of(model).stages())
-    blocks = _picked(stages, stage, "stage", "the model").blocks
-    layer = _picked(list(blocks), block, "block", f"stage {stage % len(stages)}").op
+    blocks = stage_of(model, stage).blocks
+    assert isinstance(blocks, nn.Sequential)
+    where = f"stage {stage % len(list(trunk_of(model).stages()))}"
+    layer = _picked(list(blocks), block, "block", where).op
     assert isinstance(layer, SS2D)
     return layer
 
 
-def _picked(things: list[nn.Module], index: int, what: str, where: str) -> nn.Module:
+def _picked(things: Sequence[Thing], index: int, what: str, where: str) -> Thing:
     if not -len(things) <= index < len(things):
         raise ConfigError(f"{what}={index}: {where} has {len(things)}, so want {-len(things)} to {len(things) - 1}")
     return things[index]

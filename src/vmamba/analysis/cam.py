@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vmamba.analysis.blocks import trunk_of
+from vmamba.analysis.blocks import evaluating, one_image, stage_of
 from vmamba.errors import ConfigError
 
 
@@ -43,23 +43,18 @@ def class_map(model: nn.Module, image: Tensor, label: int | None = None, stage: 
     Raises:
         ConfigError: several images, or no such class or stage.
     """
-    batch = image if image.dim() == 4 else image[None]
-    if batch.dim() != 4 or len(batch) != 1:
-        raise ConfigError(f"a class map is of one image (in_chans, H, W), given {tuple(image.shape)}")
-    stages = list(trunk_of(model).stages())
-    if not -len(stages) <= stage < len(stages):
-        raise ConfigError(f"stage={stage}: the model has {len(stages)}, so want {-len(stages)} to {len(stages) - 1}")
+    batch = one_image("class map", image)
+    blocks = stage_of(model, stage).blocks
     kept: list[Tensor] = []
 
     def keep(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
         kept.append(output.detach().requires_grad_(True))  # so that gradients reach this map and go no further
         return kept[0]
 
-    hook = stages[stage].blocks.register_forward_hook(keep)
-    training = model.training
+    hook = blocks.register_forward_hook(keep)
     try:
-        with torch.enable_grad():
-            logits = model.eval()(batch)
+        with evaluating(model), torch.enable_grad():
+            logits = model(batch)
             if not isinstance(logits, Tensor) or logits.dim() not in (2, 4):
                 raise ConfigError(f"a {type(model).__name__} gives no logits of classes, so no class can be mapped")
             logits = logits[0] if logits.dim() == 2 else logits[0].sum((1, 2))
@@ -69,6 +64,5 @@ def class_map(model: nn.Module, image: Tensor, label: int | None = None, stage: 
             (gradient,) = torch.autograd.grad(logits[chosen], kept[0])
     finally:
         hook.remove()
-        model.train(training)
     speaks = (kept[0] * gradient.mean((1, 2), keepdim=True)).sum(-1)[0].detach().relu()
     return ClassMap(chosen, float(logits[chosen].detach()), speaks / speaks.max().clamp(min=torch.finfo().tiny))

@@ -7,12 +7,15 @@ to the image; its size summed over colours and averaged over images.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vmamba.analysis.blocks import trunk_of
+from vmamba.analysis.blocks import evaluating, trunk_of
 from vmamba.errors import ConfigError
 from vmamba.models.trunk import Trunk
 
@@ -75,22 +78,15 @@ def receptive_field(model: nn.Module | Features, images: Iterable[Tensor], name:
     Raises:
         ConfigError: no image, images of several sizes, or a function that gives no map.
     """
-    module = model if isinstance(model, nn.Module) else None
-    features = _trunk_features(trunk_of(module)) if module is not None else model
-    training = module is not None and module.training
-    if module is not None:
-        module.eval()
+    features = _trunk_features(trunk_of(model)) if isinstance(model, nn.Module) else model
     total, count = torch.zeros(0), 0
-    try:
+    with evaluating(model) if isinstance(model, nn.Module) else nullcontext():
         for batch in images:
             found = _influence(features, batch)
             if count and total.shape != found.shape:
                 raise ConfigError(f"images of {tuple(total.shape)} and {tuple(found.shape)} pixels; give one size")
             total = total + found if count else found
             count += len(batch)
-    finally:
-        if module is not None:
-            module.train(training)
     if not count:
         raise ConfigError("a receptive field is an average over images; none was given")
     return ReceptiveField(name or type(model).__name__, total / count, count)
@@ -111,10 +107,8 @@ def _influence(features: Features, batch: Tensor) -> Tensor:
 def _trunk_features(trunk: Trunk) -> Features:
     def features(images: Tensor) -> Tensor:
         x = trunk.embed(images)
-        stages = list(trunk.stages())
-        for i, stage in enumerate(stages):
-            x = stage.blocks(x)
-            x = x if i == len(stages) - 1 else stage.downsample(x)
+        for stage in trunk.stages():
+            x = stage(x)
         return x.permute(0, 3, 1, 2)
 
     return features
@@ -134,12 +128,12 @@ def timm_features(name: str, pretrained: bool = False, in_chans: int = 3, image_
     """
     import timm
 
-    options = {} if image_size is None else {"img_size": image_size}
+    make: Any = partial(timm.create_model, name, pretrained=pretrained, in_chans=in_chans, features_only=True)
     try:
         try:
-            network = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, features_only=True, **options)
-        except TypeError:  # for most networks any size will do, and they have no such option
-            network = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, features_only=True)
+            network = make() if image_size is None else make(img_size=image_size)
+        except TypeError:  # to most networks any size will do, and they have no such option
+            network = make()
     except (RuntimeError, ValueError, AttributeError) as error:
         raise ConfigError(f"timm cannot make feature maps of {name!r}: {str(error).splitlines()[0]}") from error
     network.eval()

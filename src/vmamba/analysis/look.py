@@ -14,7 +14,8 @@ from vmamba.analysis.cam import class_map
 from vmamba.analysis.erf import ReceptiveField, receptive_field, timm_features
 from vmamba.analysis.figures import Pixels, class_map_figure, receptive_fields_figure, scan_map_figure
 from vmamba.analysis.scan_map import scan_map
-from vmamba.data import Preprocessing
+from vmamba.data import Preprocessing, read_image
+from vmamba.data.reading.arrays import read_pixels
 from vmamba.errors import ConfigError, nearest
 from vmamba.evaluate.pictures import save_figure
 from vmamba.evaluate.predict import find_images
@@ -193,18 +194,20 @@ def _images(config: ErfConfig, preprocessing: Preprocessing) -> list[Tensor]:
         noise = torch.Generator().manual_seed(config.seed)
         shape = (1, preprocessing.in_chans, preprocessing.height, preprocessing.width)
         return [torch.randn(shape, generator=noise) for _ in range(config.count)]
-    from vmamba.data import read_image
+    return [_pixels(path, preprocessing)[None] for path in find_images(config.images)[: config.count]]
 
-    transform = preprocessing.eval_transform()
-    files = find_images(config.images)[: config.count]
-    return [transform(read_image(path, preprocessing.in_chans))[None] for path in files]
+
+def _pixels(path: Path, preprocessing: Preprocessing) -> Tensor:
+    """An image file as the model's input ``(in_chans, H, W)``, whatever its task asks of whole images."""
+    read = read_pixels if preprocessing.full_depth else read_image
+    return preprocessing.eval_transform()(read(path, preprocessing.in_chans))
 
 
 def _read(weights: Path, image: Path) -> tuple[Trained, Tensor, Pixels]:
     """The model, the image as it takes it, and as it is drawn."""
     trained = load_trained(weights)
-    pixels: Tensor = trained.task.read(image)
     p = trained.preprocessing
+    pixels = _pixels(image, p)
     shown = pixels * torch.tensor(p.std)[:, None, None] + torch.tensor(p.mean)[:, None, None]
     shown = shown.clamp(0, 1).permute(1, 2, 0)
     drawn = shown.numpy() if p.in_chans == 3 else shown.mean(-1).numpy()

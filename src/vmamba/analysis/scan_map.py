@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vmamba.analysis.blocks import ss2d_of, watched_scan
+from vmamba.analysis.blocks import evaluating, one_image, ss2d_of, watched_scan
 from vmamba.errors import ConfigError
 from vmamba.layers.ss2d import SS2D
 from vmamba.scan import selective_scan
@@ -79,20 +79,14 @@ def scan_map(model: nn.Module, image: Tensor, query: tuple[int, int], stage: int
         ConfigError: no such stage, block or pixel; several images; or a layer whose second scan depends on its first
             (``cascade2d``), which is not linear in its input.
     """
-    batch = image if image.dim() == 4 else image[None]
-    if batch.dim() != 4 or len(batch) != 1:
-        raise ConfigError(f"a scan map is of one image (in_chans, H, W), given {tuple(image.shape)}")
+    batch = one_image("scan map", image)
     layer = ss2d_of(model, stage, block)
     height, width = batch.shape[2:]
     if not (0 <= query[0] < height and 0 <= query[1] < width):
         raise ConfigError(f"query={query[0]},{query[1]}: no pixel of a {height}×{width} image (row, column)")
     seen: list[tuple[Tensor, Tensor]] = []
-    training = model.training
-    try:
-        with watched_scan(layer, seen):
-            model.eval()(batch)
-    finally:
-        model.train(training)
+    with evaluating(model), watched_scan(layer, seen):
+        model(batch)
     x, y = seen[0]
     h, w = x.shape[1:3]
     return scan_row(layer, x, (query[0] * h // height, query[1] * w // width), y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmamba.cli.frame import Command, add_paths, build, console
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
 
     from vmamba.cli.parsing import CommandParser
+
+
+_IMAGES = "Image files and folders to average over; by default noise."
 
 
 def _scanmap_options(parser: CommandParser) -> None:
@@ -46,13 +50,14 @@ def _erf_options(parser: CommandParser) -> None:
     parser.add_argument(
         "models", nargs="+", metavar="MODEL_OR_RUN", help="Names of ours or timm's, runs, weight files."
     )
-    parser.add_group(ErfConfig, skip={"models"})
+    parser.add_argument("--images", type=Path, nargs="+", default=[], metavar="IMAGE_OR_FOLDER", help=_IMAGES)
+    parser.add_group(ErfConfig, skip={"models", "images"})
 
 
 def _erf(values: Namespace) -> int:
     from vmamba.analysis.look import ErfConfig, look_at_fields
 
-    values.models = tuple(values.models)
+    values.models, values.images = tuple(values.models), tuple(values.images)
     look_at_fields(build(ErfConfig, values), console())
     return 0
 

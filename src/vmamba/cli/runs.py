@@ -121,6 +121,23 @@ def _predict(values: Namespace) -> int:
     return 0
 
 
+def _detect_options(parser: CommandParser) -> None:
+    from vmamba.detect import DetectConfig
+
+    add_paths(
+        parser, "paths", "IMAGE_OR_FOLDER", "Image files, and folders that are searched through and through.", "+"
+    )
+    parser.add_group(DetectConfig, skip={"paths"})
+
+
+def _detect(values: Namespace) -> int:
+    from vmamba.detect import DetectConfig, detect_files
+
+    values.paths = tuple(values.paths)
+    detect_files(build(DetectConfig, values), console())
+    return 0
+
+
 def _segment_options(parser: CommandParser) -> None:
     from vmamba.segment import SegmentConfig
 
@@ -161,4 +178,5 @@ TRAIN = Command("Train a model.", _train_options, _train, given=_train_given, ex
 EVAL = Command("Measure trained weights on labelled images.", _eval_options, _eval, _eval_defaults)
 PREDICT = Command("Classify image files with trained weights.", _predict_options, _predict)
 SEGMENT = Command("Give every pixel of image files a class.", _segment_options, _segment)
+DETECT = Command("Find the objects in image files: boxes, masks and scores.", _detect_options, _detect)
 EXPORT = Command("Export a model to ONNX, OpenVINO or PyTorch files.", _export_options, _export, config_file=False)

@@ -10,7 +10,7 @@ from vmamba.cli.info import BACKENDS, MODELS, WARM
 from vmamba.cli.look import CAM, ERF, SCANMAP
 from vmamba.cli.migrate import MIGRATE
 from vmamba.cli.run import RUN
-from vmamba.cli.runs import DEMO, EVAL, EXPORT, PREDICT, SEGMENT, TRAIN
+from vmamba.cli.runs import DEMO, DETECT, EVAL, EXPORT, PREDICT, SEGMENT, TRAIN
 from vmamba.cli.weights import WEIGHTS
 
 COMMANDS: Mapping[str, Command | CommandGroup] = {
@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
     "eval": EVAL,
     "predict": PREDICT,
     "segment": SEGMENT,
+    "detect": DETECT,
     "export": EXPORT,
     "scanmap": SCANMAP,
     "cam": CAM,

@@ -87,8 +87,20 @@ DATASETS: Mapping[str, DatasetDefaults] = {
         needs_dir=True,
         in_memory=False,
     ),
+    "coco": DatasetDefaults(
+        summary="for detection: annotations/instances_*.json and folders of images, in COCO's format",
+        image_size=800,
+        in_chans=3,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        interpolation="bilinear",
+        crop_pct=1.0,
+        augmentation=Augmentation((1.0, 1.0), (1.0, 1.0), 0.5, 0.0, "none", 0.0),
+        needs_dir=True,
+        in_memory=False,
+    ),
     "shapes": DatasetDefaults(
-        summary="for segmentation, generated: squares, discs and triangles on textured noise, 256×256",
+        summary="for segmentation and detection, generated: squares, discs and triangles on textured noise, 256×256",
         image_size=256,
         in_chans=3,
         mean=(0.5, 0.5, 0.5),
@@ -117,9 +129,10 @@ class DataConfig:
 
     Attributes:
         dataset: digits, fashion-mnist, folder (any tree of class folders), shards (tar archives) or marks (generated,
-            needs long range); for segmentation masks (images/ and masks/) or shapes (generated). By default the task's
+            needs long range); for segmentation masks (images/ and masks/), for detection coco
+            (annotations/ and images), for both shapes (generated). By default the task's
             own.
-        data_dir: Where the images lie; needed by folder, shards and masks, optional for fashion-mnist.
+        data_dir: Where the images lie; needed by folder, shards, masks and coco, optional for fashion-mnist.
         image_size: Side of the square that the model sees, in segmentation of the crops that it is trained on, pixels;
             by default the data set's own.
         in_chans: 1 (grey) or 3 (RGB), or with full_depth any number; by default the data set's own.
@@ -165,7 +178,11 @@ class DataConfig:
                 hint = nearest(self.dataset, DATASETS)
             raise ConfigError(f"dataset={self.dataset!r} is unknown; legal: {', '.join(DATASETS)}{hint}")
         if self.data_dir is None and self.defaults.needs_dir:
-            what = {"shards": "archives", "masks": "folders images/ and masks/"}.get(self.dataset, "class folders")
+            what = {
+                "shards": "archives",
+                "masks": "folders images/ and masks/",
+                "coco": "folder annotations/ and the folders of images",
+            }.get(self.dataset, "class folders")
             raise ConfigError(f'dataset="{self.dataset}" needs data_dir: the directory that holds the {what}')
         if self.data_dir is not None and self.dataset in ("digits", "marks", "shapes"):
             raise ConfigError(

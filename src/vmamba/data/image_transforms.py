@@ -34,7 +34,8 @@ class CropAndResize:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Draw a crop, cut it out and resize it."""
-        top, left, height, width = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
+        draw: Any = self.crop.get_params
+        top, left, height, width = draw(image, self.crop.scale, self.crop.ratio)
         return image.crop((left, top, left + width, top + height)).resize(self.size, self.resampling)
 
     def __repr__(self) -> str:

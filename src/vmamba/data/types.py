@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ NO_LABEL = -1
 MOST_SKIPPED = 100
 
 Targets = npt.NDArray[np.integer[Any]]
+Image_ = TypeVar("Image_")
 
 
 class LabelledImages(Protocol):
@@ -130,18 +131,31 @@ class TransformedImages(Dataset[tuple[Tensor, Any]]):
         return self.transform(image), target
 
     def _read(self, index: int) -> tuple[Any, Any]:
-        for step in range(min(len(self), MOST_SKIPPED)):
-            try:
-                image, target = self.images[(index + step) % len(self)]
-            except UnreadableImageError as error:
-                if not error.may_skip:
-                    raise
-                last = error
-                continue
-            if step and not self.replace:
-                target = NO_LABEL if isinstance(target, int) else np.full_like(target, NO_LABEL)
-            return image, target
-        raise DataError(f"{min(len(self), MOST_SKIPPED)} images in a row cannot be read; the last: {last}")
+        (image, target), skipped = first_readable(self.images.__getitem__, len(self), index)
+        if skipped and not self.replace:
+            target = NO_LABEL if isinstance(target, int) else np.full_like(target, NO_LABEL)
+        return image, target
+
+
+def first_readable(read: Callable[[int], Image_], count: int, index: int) -> tuple[Image_, int]:
+    """What ``read`` gives of the first image from ``index`` on that can be read, and how many were passed over.
+
+    Args:
+        read: from an index below ``count`` to an image with what belongs to it.
+        count: of images; after the last comes the first.
+        index: where to begin.
+
+    Raises:
+        UnreadableImageError: one that may not be left out. DataError: `MOST_SKIPPED` in a row cannot be read.
+    """
+    for step in range(min(count, MOST_SKIPPED)):
+        try:
+            return read((index + step) % count), step
+        except UnreadableImageError as error:
+            if not error.may_skip:
+                raise
+            last = error
+    raise DataError(f"{min(count, MOST_SKIPPED)} images in a row cannot be read; the last: {last}")
 
 
 @dataclass(frozen=True)
@@ -173,6 +187,19 @@ class Splits:
 
     def fingerprint(self) -> dict[str, str]:
         """What must be the same for a run to be resumed: a line for each part, and the classes."""
-        parts = {"train": self.train, "val": self.val, "test": self.test}
-        lines = {k: "none" if p is None else f"{len(p)} images, {p.fingerprint()}" for k, p in parts.items()}
-        return {**lines, "classes": ", ".join(self.classes)}
+        return {**parts_fingerprint(self.train, self.val, self.test), "classes": ", ".join(self.classes)}
+
+
+class Fingerprinted(Protocol):
+    """A set of samples that says when it has changed."""
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """A short word that changes when the samples do."""
+
+
+def parts_fingerprint(train: Fingerprinted, val: Fingerprinted, test: Fingerprinted | None) -> Mapping[str, str]:
+    """A line for each part of a data set, with its number of images and its fingerprint."""
+    parts = {"train": train, "val": val, "test": test}
+    return {k: "none" if p is None else f"{len(p)} images, {p.fingerprint()}" for k, p in parts.items()}

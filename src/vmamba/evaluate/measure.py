@@ -149,8 +149,7 @@ def _evaluate(config: EvaluateConfig, console: Console | None, group: Processes)
 
 def _asked(config: EvaluateConfig, trained: Trained, subsets: Subsets, split: str) -> dict[str, Any]:
     """What must be the same for an unfinished measurement to be gone on with."""
-    weights = f"{trained.weights_path.resolve()}, {trained.weights_path.stat().st_size} bytes"
-    return {"weights": weights, "images": subsets.fingerprint(), "split": split, "options": config.options}
+    return {"weights": trained.weights_word, "images": subsets.fingerprint(), "split": split, "options": config.options}
 
 
 def _default_split(trained: Trained, data: DataConfig, subsets: Subsets) -> Literal["val", "test", "all"]:

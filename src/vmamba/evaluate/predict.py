@@ -156,9 +156,8 @@ def _predict(config: PredictConfig, console: Console | None, group: Processes) -
 def _asked(config: PredictConfig, files: Sequence[Path], trained: Trained) -> dict[str, Any]:
     """What must be the same for an unfinished prediction to be gone on with."""
     names = hashlib.sha256(b"\0".join(os.fsencode(path) for path in files)).hexdigest()[:16]
-    weights = f"{trained.weights_path.resolve()}, {trained.weights_path.stat().st_size} bytes"
     settings = {name: getattr(config, name) for name in ("topk", "threshold", "truth", "unreadable")}
-    return {"images": f"{len(files)}, {names}", "weights": weights, **settings}
+    return {"images": f"{len(files)}, {names}", "weights": trained.weights_word, **settings}
 
 
 #: The place of an image, the model's input or None, and why there is none.

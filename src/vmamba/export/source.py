@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,14 +12,18 @@ from torch import Tensor
 
 from vmamba.architecture.config import VSSMConfig
 from vmamba.data import Preprocessing, imagenet_class_names
+from vmamba.data.segmentation.classes import PixelClasses
+from vmamba.data.segmentation.masks import IGNORE, MaskFormat
 from vmamba.errors import CheckpointError, ConfigError, VMambaError, nearest
+from vmamba.heads.mask_rcnn import MaskRCNN
 from vmamba.heads.segmenter import Segmenter
 from vmamba.models import VSSM
 from vmamba.tasks.classification.task import Classification
 from vmamba.tasks.protocol import Task
 from vmamba.tasks.run_files import trained_on
+from vmamba.tasks.segmentation.released import ade20k_task
+from vmamba.tasks.segmentation.task import Segmentation
 from vmamba.tasks.trained import FORMAT, Trained, load_trained, weight_metadata
-from vmamba.version import __version__
 from vmamba.weights import OFFICIAL, read_weights
 from vmamba.zoo import create_model, list_models, load
 
@@ -86,6 +89,7 @@ def load_source(what: str) -> Source:
 def _from_path(path: Path) -> Source:
     if path.is_dir() or read_weights(path).metadata.get("format") == FORMAT:
         trained = load_trained(path)
+        _refuse_detector(trained.model, str(path))
         stem = path.resolve().name if path.is_dir() else path.stem
         if not isinstance(trained.model, VSSM | Segmenter):
             raise ConfigError(
@@ -109,10 +113,20 @@ def _from_name(name: str) -> Source:
     return _bare(model, name, "fresh weights", warning)
 
 
+def _refuse_detector(model: object, name: str) -> None:
+    if isinstance(model, MaskRCNN):
+        raise ConfigError(
+            f"{name} is a detector, which cannot be exported whole: how many boxes there are depends on the image, and "
+            "their suppression, the pooling of regions and the pasting of masks are no operations of the targets. "
+            "vmamba.heads.mask_rcnn.DensePart(model), its backbone, pyramid and proposals' head, can be"
+        )
+
+
 def _bare(model: VSSM | Segmenter, name: str, weights: str, warning: str | None) -> Source:
     """Weights that do not say how they were trained: ImageNet's preprocessing and, for 1000 classes, its names."""
     from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+    _refuse_detector(model, name)
     count, channels = model.num_classes, model.config.in_chans
     if count < 1:
         raise ConfigError(f"{name} has no head (num_classes={count}), so there are no logits to export")
@@ -120,23 +134,19 @@ def _bare(model: VSSM | Segmenter, name: str, weights: str, warning: str | None)
         tuple(values if channels == 3 else (sum(values) / 3,) * channels)
         for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     )
-    task: Task | None = None
-    metadata: Mapping[str, str]
+    task: Task
     if isinstance(model, VSSM):
         preprocessing = Preprocessing(224, channels, mean, std, crop_pct=0.875)
-        classes = imagenet_class_names() if count == 1000 else tuple(str(i) for i in range(count))
-        task = Classification(classes, preprocessing)
-        metadata = weight_metadata(name, model, task)
+        names = imagenet_class_names() if count == 1000 else tuple(str(i) for i in range(count))
+        task = Classification(names, preprocessing)
     else:
-        preprocessing = Preprocessing(model.config.imgsize, channels, mean, std, crop_pct=1.0)
-        metadata = {
-            "format": FORMAT,
-            "vmamba_version": __version__,
-            "model": name,
-            "task": "segmentation",
-            "config": json.dumps(model.config.to_dict()),
-            "preprocessing": json.dumps(preprocessing.to_dict()),
-        }
+        preprocessing = Preprocessing(model.config.imgsize, channels, mean, std, "bilinear")
+        if count == 150 and channels == 3:
+            task = replace(ade20k_task(), preprocessing=preprocessing)
+        else:
+            classes = PixelClasses.of([f"class {i}" for i in range(count)])
+            task = Segmentation(classes, preprocessing, MaskFormat(count, max(count, IGNORE)))
+    metadata = weight_metadata(name, model, task)
     pixels, images = _photographs(preprocessing)
     return Source(model, name, preprocessing, metadata, pixels, f"{name} with {weights}; {images}", task, warning)
 

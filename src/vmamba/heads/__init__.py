@@ -1,8 +1,17 @@
-"""Decoders: networks that give every pixel a class."""
+"""Decoders: networks that give every pixel a class, or find objects with their boxes and masks."""
 
 from vmamba.architecture.segmenters import SegmenterConfig
 from vmamba.heads.losses import segmentation_loss
+from vmamba.heads.mask_rcnn import MaskRCNN
 from vmamba.heads.protocol import SegmentationModel
 from vmamba.heads.segmenter import Segmenter, UPerNet, build_segmenter
 
-__all__ = ["SegmentationModel", "Segmenter", "SegmenterConfig", "UPerNet", "build_segmenter", "segmentation_loss"]
+__all__ = [
+    "MaskRCNN",
+    "SegmentationModel",
+    "Segmenter",
+    "SegmenterConfig",
+    "UPerNet",
+    "build_segmenter",
+    "segmentation_loss",
+]

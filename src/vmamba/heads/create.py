@@ -9,7 +9,7 @@ from vmamba.architecture.segmenter_variants import segmenter_config
 from vmamba.heads.segmenter import Segmenter, build_segmenter
 from vmamba.weights.adaptation import adapt_to, load_backbone_weights
 from vmamba.weights.files import read_weights
-from vmamba.weights.released import OFFICIAL, fetch_official, official_weights
+from vmamba.weights.released import fetch_start
 from vmamba.weights.segmenters import holds_segmenter
 
 
@@ -43,11 +43,9 @@ def create_segmenter(
     config = segmenter_config(name, num_classes=num_classes, in_chans=in_chans, **overrides)
     if pretrained is False or pretrained is None:
         return build_segmenter(config)
-    released = name if pretrained is True else str(pretrained)
-    if pretrained is True or (released in OFFICIAL and not Path(released).exists()):
-        pretrained, key = fetch_official(released), key or official_weights(released).key
+    start, key = fetch_start(name, pretrained, key)
     model = build_segmenter(config)
-    start_from(model, pretrained, key)
+    start_from(model, start, key)
     return model
 
 

@@ -18,7 +18,7 @@ import torch
 from vmamba.errors import CheckpointError, ConfigError
 from vmamba.models import Backbone_VSSM, model_config
 from vmamba.weights import fetch, load_backbone_weights, official_weights
-from vmamba.weights.files import check_pickled_file
+from vmamba.weights.pickled import check_pickled_file
 
 _NEEDS = (
     "vmamba.integrations.openmmlab needs mmengine, and mmsegmentation or mmdet, which need mmcv 2.1: "

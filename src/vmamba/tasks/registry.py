@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from vmamba.errors import ConfigError, nearest
 from vmamba.tasks.classification.task import Classification
+from vmamba.tasks.detection.task import Detection
 from vmamba.tasks.multilabel.task import MultiLabel
 from vmamba.tasks.protocol import Task
 from vmamba.tasks.segmentation.task import Segmentation
 
 #: What the option ``task`` and the metadata of weight files may name.
-TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (Classification, MultiLabel, Segmentation)}
+TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (Classification, MultiLabel, Segmentation, Detection)}
 
 #: Weight files and runs of before there was more than one task do not name theirs.
 DEFAULT = Classification.name

@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vmamba.architecture.detector_variants import DETECTORS
 from vmamba.architecture.segmenter_variants import SEGMENTERS
 from vmamba.data import Preprocessing
 from vmamba.device import pick_device
 from vmamba.errors import CheckpointError, ConfigError
 from vmamba.inference.onnx_model import open_onnx
 from vmamba.tasks.classification.task import Classification
+from vmamba.tasks.detection.task import Detection
 from vmamba.tasks.protocol import Task
 from vmamba.tasks.registry import DEFAULT, TASKS
 from vmamba.tasks.released import is_released_name, released_task, weights_of_name
@@ -44,6 +46,11 @@ class Trained:
     weights_path: Path
     name: str
     released: bool = False
+
+    @property
+    def weights_word(self) -> str:
+        """What must be the same for work with these weights to be gone on with."""
+        return f"{self.weights_path.resolve()}, {self.weights_path.stat().st_size} bytes"
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -142,7 +149,9 @@ def own_images_of(weights: Path) -> str:
         CheckpointError: as `open_trained`.
     """
     if is_released_name(weights):
-        return (Segmentation if str(weights) in SEGMENTERS else Classification).own_images
+        name = str(weights)
+        released = Segmentation if name in SEGMENTERS else Detection if name in DETECTORS else Classification
+        return released.own_images
     return open_trained(weights, "cpu")[0].task.own_images
 
 

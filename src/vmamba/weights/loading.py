@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from vmamba.architecture.config import VSSMConfig
 from vmamba.errors import CheckpointError
+from vmamba.weights.described import said_or_recognised
 from vmamba.weights.files import WeightFile, pick_state_dict, read_weights
 from vmamba.weights.misfits import find_misfits
 from vmamba.weights.names import translate_keys
@@ -24,13 +24,7 @@ def describe(file: WeightFile, source: str) -> Recognised[VSSMConfig]:
     Raises:
         CheckpointError: the description is broken, or there is none and the weights are no VSSM's.
     """
-    own = file.metadata.get("config")
-    if own is None:
-        return recognise(file.state_dict, source)
-    try:
-        return Recognised(VSSMConfig.from_stored(json.loads(own)), file.metadata.get("model"), ())
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{source}: the configuration in its metadata cannot be read: {error}") from error
+    return said_or_recognised(file, source, VSSMConfig.from_stored, recognise)
 
 
 def config_to_store(

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import torch
 
+from vmamba.architecture.detector_variants import DETECTORS
 from vmamba.architecture.segmenter_variants import SEGMENTERS
 from vmamba.architecture.variants import VARIANTS
 from vmamba.errors import CheckpointError, ConfigError, nearest
@@ -62,7 +63,12 @@ _TABLE = (
     _upernet("vmamba_base_s2l15", f"%23v2seg/upernet_vssm_{_ADE20K}_base_iter_160000.pth"),
     _upernet("vanilla_vmamba_tiny", f"%23v0seg/vssmtiny_upernet_{_ADE20K}_iter_160000.pth"),
 )
-OFFICIAL: dict[str, OfficialWeights] = {weights.model: weights for weights in _TABLE}
+_DETECTORS = tuple(
+    OfficialWeights(name, variant.published.url, "state_dict", f"{variant.published.schedule} on COCO", "detection")
+    for name, variant in DETECTORS.items()
+    if variant.published is not None
+)
+OFFICIAL: dict[str, OfficialWeights] = {weights.model: weights for weights in (*_TABLE, *_DETECTORS)}
 
 
 def official_weights(name: str) -> OfficialWeights:
@@ -74,7 +80,7 @@ def official_weights(name: str) -> OfficialWeights:
     """
     if name in OFFICIAL:
         return OFFICIAL[name]
-    if name not in VARIANTS and name not in SEGMENTERS:
+    if name not in {**VARIANTS, **SEGMENTERS, **DETECTORS}:
         raise ConfigError(f"model {name!r} is unknown{nearest(name, OFFICIAL)}; `vmamba weights list` lists them")
     raise CheckpointError(
         f"no weights were released for {name}{_backbone_of(name)}; those with weights: {', '.join(OFFICIAL)}"
@@ -82,9 +88,27 @@ def official_weights(name: str) -> OfficialWeights:
 
 
 def _backbone_of(name: str) -> str:
-    """What to start a segmenter from instead."""
-    backbone = SEGMENTERS[name].variant if name in SEGMENTERS else None
+    """What to start a segmenter or detector from instead."""
+    decoder = SEGMENTERS.get(name) or DETECTORS.get(name)
+    backbone = None if decoder is None else decoder.variant
     return f"; pretrained={backbone!r} starts its backbone from that classifier's" if backbone in OFFICIAL else ""
+
+
+def fetch_start(name: str, pretrained: bool | str | Path, key: str | None) -> tuple[str | Path, str | None]:
+    """The file that a named network is to start from, and the entry of it to take; released weights are fetched.
+
+    Args:
+        name: the network's; ``pretrained=True`` means its own released weights.
+        pretrained: or a file, or the name of another network whose weights were released.
+        key: as given; released files have one of their own.
+
+    Raises:
+        CheckpointError, OutputError: as `fetch_official`.
+    """
+    released = name if pretrained is True else str(pretrained)
+    if pretrained is True or (released in OFFICIAL and not Path(released).exists()):
+        return fetch_official(released), key or official_weights(released).key
+    return released, key
 
 
 def fetch_official(name: str, progress: bool | None = None) -> Path:

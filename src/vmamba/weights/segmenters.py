@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -11,21 +10,17 @@ from vmamba.architecture.decoders import DecodeHeadConfig, FCNHeadConfig, FPNCon
 from vmamba.architecture.segmenter_variants import SEGMENTERS
 from vmamba.architecture.segmenters import SegmenterConfig
 from vmamba.errors import CheckpointError
+from vmamba.weights.described import BACKBONE, said_or_recognised, says_or_holds, shapes_and_backbone
 from vmamba.weights.files import WeightFile
 from vmamba.weights.misfits import some
-from vmamba.weights.names import new_names
-from vmamba.weights.recognition import Recognised, recognise
+from vmamba.weights.recognition import Recognised
 
-_BACKBONE = "backbone."
 _CLASSES = "decode_head.conv_seg.weight"
 
 
 def holds_segmenter(file: WeightFile) -> bool:
     """Whether a weight file says that it is a segmenter's, or has a decode head with classes."""
-    own = file.metadata.get("config")
-    if own is not None:
-        return '"decode_head"' in own
-    return any(name.endswith(_CLASSES) for name in file.state_dict)
+    return says_or_holds(file, "decode_head", _CLASSES)
 
 
 def describe_segmenter(file: WeightFile, source: str) -> Recognised[SegmenterConfig]:
@@ -34,13 +29,7 @@ def describe_segmenter(file: WeightFile, source: str) -> Recognised[SegmenterCon
     Raises:
         CheckpointError: the description is broken, or there is none and the weights are no segmenter's.
     """
-    own = file.metadata.get("config")
-    if own is None:
-        return recognise_segmenter(file.state_dict, source)
-    try:
-        return Recognised(SegmenterConfig.from_dict(json.loads(own)), file.metadata.get("model"), ())
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{source}: the configuration in its metadata cannot be read: {error}") from error
+    return said_or_recognised(file, source, SegmenterConfig.from_dict, recognise_segmenter)
 
 
 def recognise_segmenter(
@@ -57,11 +46,8 @@ def recognise_segmenter(
     Raises:
         CheckpointError: they are no segmenter's, or contradict each other.
     """
-    renamed = {name: state_dict[key] for key, name in new_names(state_dict, _BACKBONE).items()}
-    shapes = {name: tuple(value.shape) for name, value in renamed.items()}
-    inside = {name.removeprefix(_BACKBONE): value for name, value in renamed.items() if name.startswith(_BACKBONE)}
-    found = recognise(inside, f"{source}'s backbone")
-    stages = tuple(i for i in range(len(found.config.depths)) if f"{_BACKBONE}outnorm{i}.weight" in shapes)
+    shapes, found = shapes_and_backbone(state_dict, source)
+    stages = tuple(i for i in range(len(found.config.depths)) if f"{BACKBONE}outnorm{i}.weight" in shapes)
     dims = [found.config.dims[i] for i in stages]
     try:
         config = SegmenterConfig(

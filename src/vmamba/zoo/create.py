@@ -22,7 +22,7 @@ def list_models(pattern: str = "*", task: str | None = None) -> list[str]:
 
     Args:
         pattern: of the names.
-        task: ``"classification"`` or ``"segmentation"``; None for all.
+        task: ``"classification"``, ``"segmentation"`` or ``"detection"``; None for all.
 
     Raises:
         ConfigError: an unknown task.
@@ -42,20 +42,22 @@ def create_model(
     in_chans: int | None = None,
     **overrides: Any,
 ) -> Any:
-    """Build a named model, in training mode: a `VSSM`, or a segmenter (`vmamba.UPerNet`, `vmamba.heads.Segmenter`).
+    """Build a named model, in training mode: a `VSSM`, a segmenter (`vmamba.UPerNet`,
+    `vmamba.heads.Segmenter`) or a detector (`vmamba.MaskRCNN`).
 
     Args:
         name: one of `list_models`.
         pretrained: False for fresh weights; True for upstream's released ones, downloaded into torch hub's cache at the
-            first use; or a weight file. A segmenter's backbone also starts from a classifier's file, or from a
-            classifier's name, whose released weights are fetched.
+            first use; or a weight file. The backbone of a segmenter or detector also starts from a classifier's
+            file, or from a classifier's name, whose released weights are fetched.
         key: the entry of a training checkpoint to take, such as ``"model_ema"``; by default what upstream's loader
             takes.
-        num_classes: 1000 of a classifier, 150 of a segmenter if not given; 0 leaves a classifier's head out. Another
-            number than the weights have leaves the last layer fresh.
+        num_classes: 1000 of a classifier, 150 of a segmenter, 80 of a detector if not given; 0 leaves a
+            classifier's head out. Another number than the weights have leaves the last layer fresh.
         in_chans: image channels, 3 if not given. Weights for another number are adapted, see `adapt_to`.
         **overrides: other fields of `VSSMConfig`; for a segmenter those of its backbone, and ``decode_head`` and
-            ``auxiliary_head``, each a dict of what changes in it (``auxiliary_head=False`` leaves that one out). With
+            ``auxiliary_head``, each a dict of what changes in it (``auxiliary_head=False`` leaves that one out); for a
+            detector ``neck``, ``rpn``, ``box_head`` and ``mask_head``. With
             ``pretrained`` all weights but the last layer must still fit.
 
     Raises:
@@ -73,9 +75,9 @@ def load(path: str | Path, *, key: str | None = None) -> Any:
     """Build the network that a weight file belongs to, with its weights, ready to use.
 
     A file that says its own configuration, as those of a training run do, is believed. Any other network is
-    recognised by its keys and shapes, see `recognise`: a classifier, or a segmenter with a decode head. What it was
-    taken for is logged to the logger ``vmamba``: a named model as information, another one as a warning that lists
-    what had to be assumed.
+    recognised by its keys and shapes, see `recognise`: a classifier, a segmenter with a decode head, or a detector.
+    What it was taken for is logged to the logger ``vmamba``: a named model as information, another one as a warning
+    that lists what had to be assumed.
 
     Args:
         path: a ``.safetensors`` or PyTorch file.

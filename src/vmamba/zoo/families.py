@@ -8,13 +8,17 @@ from typing import Any
 
 from torch import nn
 
+from vmamba.architecture.detector_variants import DETECTORS, DetectorVariant
 from vmamba.architecture.segmenter_variants import SEGMENTERS, SegmenterVariant
 from vmamba.architecture.variants import VARIANTS, Variant
 from vmamba.errors import ConfigError, nearest
 from vmamba.heads.create import create_segmenter
+from vmamba.heads.mask_rcnn import MaskRCNN
+from vmamba.heads.mask_rcnn.create import create_detector
 from vmamba.heads.segmenter import build_segmenter
 from vmamba.models.create import create_model as create_classifier
 from vmamba.models.vssm import VSSM
+from vmamba.weights.detectors import describe_detector, holds_detector
 from vmamba.weights.files import WeightFile
 from vmamba.weights.loading import describe
 from vmamba.weights.recognition import Recognised
@@ -36,7 +40,7 @@ class Family:
     """
 
     task: str
-    variants: Mapping[str, Variant | SegmenterVariant]
+    variants: Mapping[str, Variant | SegmenterVariant | DetectorVariant]
     holds: Callable[[WeightFile], bool]
     describe: Callable[[WeightFile, str], Recognised[Any]]
     build: Callable[[Any], nn.Module]
@@ -46,6 +50,14 @@ class Family:
 #: Asked in this order whether a file is theirs. The last one takes the rest, and so explains what is wrong with it.
 FAMILIES = (
     Family("segmentation", SEGMENTERS, holds_segmenter, describe_segmenter, build_segmenter, create_segmenter),
+    Family(
+        "detection",
+        DETECTORS,
+        holds_detector,
+        describe_detector,
+        lambda config: MaskRCNN(config=config),
+        create_detector,
+    ),
     Family("classification", VARIANTS, lambda file: True, describe, VSSM, create_classifier),
 )
 

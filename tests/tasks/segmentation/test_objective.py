@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from vmamba.errors import ConfigError
 from vmamba.heads import segmentation_loss
+from vmamba.tasks.options import changed, sorted_options
 from vmamba.tasks.segmentation.objective import PixelLoss
-from vmamba.tasks.segmentation.options import InferenceOptions, SegmentationOptions, TrainingOptions, inference_options
+from vmamba.tasks.segmentation.options import InferenceOptions, TrainingOptions
 
 NOTHING = SimpleNamespace(mixup=0.0, cutmix=0.0, label_smoothing=0.0)
 
@@ -79,11 +80,12 @@ def test_pixels_are_not_mixed() -> None:
 
 
 def test_options_are_sorted_and_typed() -> None:
-    found = SegmentationOptions.of(
-        {"loss": "dice", "resize": [2048, 512], "scale": [0.5, 2.0], "class_weights": "none"}
+    kinds = ("segmentation", TrainingOptions, InferenceOptions)
+    training, inference = sorted_options(
+        *kinds, {"loss": "dice", "resize": [2048, 512], "scale": [0.5, 2.0], "class_weights": "none"}
     )
-    assert (found.training.loss, found.training.scale, found.training.class_weights) == ("dice", (0.5, 2.0), None)
-    assert found.inference.resize == (2048, 512)
+    assert (training.loss, training.scale, training.class_weights) == ("dice", (0.5, 2.0), None)
+    assert inference.resize == (2048, 512)
     for given, said in (
         ({"los": "dice"}, "segmentation has no 'los'; did you mean 'loss'"),
         ({"loss": "hinge"}, "task_options"),
@@ -91,9 +93,9 @@ def test_options_are_sorted_and_typed() -> None:
         ({"scales": [0.0]}, "want factors above 0"),
     ):
         with pytest.raises(ConfigError, match=said):
-            SegmentationOptions.of(given)
-    other = inference_options(InferenceOptions(resize=(2048, 512)), {"mode": "slide", "window": 64, "stride": 48})
+            sorted_options(*kinds, given)
+    other = changed(InferenceOptions(resize=(2048, 512)), "segmentation", {"mode": "slide", "window": 64, "stride": 48})
     assert (other.tiling(512).window, other.tiling(512).stride, other.resize) == ((64, 64), (48, 48), (2048, 512))
     assert InferenceOptions().tiling(96).stride == (64, 64)
     with pytest.raises(ConfigError, match="there is no 'loss'"):
-        inference_options(InferenceOptions(), {"loss": "dice"})
+        changed(InferenceOptions(), "segmentation", {"loss": "dice"})

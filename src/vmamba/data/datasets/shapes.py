@@ -1,9 +1,9 @@
 """Shapes: a generated data set for segmentation and detection, squares, discs and triangles on textured noise.
 
-Nothing but the outline tells a shape's class: colours, sizes, places and turns are drawn alike for all three, and
-shapes lie upon each other. A sample depends on its part, the seed and its index alone, so that any can be made by
-itself, by any process. Masks are drawn in integers and all noise in exact fractions: every machine makes the same
-pixels.
+Nothing but the outline tells a shape's class: colours, sizes, places and turns (15 degrees at most) are drawn alike for
+all three, and shapes lie upon each other. A sample depends on its part, the seed and its index alone, so that any can
+be made by itself, by any process. Masks are drawn in integers and all noise in exact fractions: every machine makes the
+same pixels.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ SIZES = {"train": 2048, "val": 64, "test": 128}
 _RADII = (1 / 16, 1 / 5)
 #: A shape keeps this share of its pixels in sight, at least.
 _VISIBLE = 0.4
-#: Smallest difference, in one channel at least, between a shape's colour and the background's mean.
-_CONTRAST = 48
+#: The background is grey, more or less: its channels' means differ by twice this at most.
+_TINT = 12
+#: Smallest difference between two channels of a shape's colour.
+_SATURATION = 80
 #: cos and sin of 120°, times 30, near enough for a triangle with corners on a grid.
 _THIRD = (-15, 26)
 
@@ -68,7 +70,7 @@ def make_sample(part: str, seed: int, index: int, size: int = SIZE) -> ShapesSam
     # RandomState's stream is frozen by numpy's policy; Generator's is not.
     stream = np.random.SeedSequence((tuple(SIZES).index(part), seed, index))
     random = np.random.RandomState(np.random.MT19937(stream))
-    base = random.randint(40, 216, 3)
+    base = random.randint(56, 200) + random.randint(-_TINT, _TINT + 1, 3)
     image = (base + _texture(random, size)).astype(np.int16)
     whole: list[int] = []
     seen: list[Mask] = []
@@ -76,7 +78,7 @@ def make_sample(part: str, seed: int, index: int, size: int = SIZE) -> ShapesSam
     for _ in range(random.randint(1, MOST + 1)):
         label = random.randint(1, len(CLASSES))
         window, mask = _outline(random, label, size)
-        colour = _colour(random, base)
+        colour = _colour(random)
         grain = random.randint(-14, 15, (*mask.shape, 1))
         left = [int(old.sum() - (old[window] & mask).sum()) for old in seen]
         if any(now < _VISIBLE * full for now, full in zip(left, whole, strict=True)):
@@ -159,10 +161,10 @@ def _enlarged(grid: npt.NDArray[np.int64], step: int) -> npt.NDArray[np.float64]
     return values
 
 
-def _colour(random: np.random.RandomState, base: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _colour(random: np.random.RandomState) -> npt.NDArray[np.int64]:
     while True:
         colour = random.randint(0, 256, 3)
-        if np.abs(colour - base).max() >= _CONTRAST:
+        if np.ptp(colour) >= _SATURATION:
             return colour
 
 
@@ -172,9 +174,10 @@ def _outline(random: np.random.RandomState, label: int, size: int) -> tuple[tupl
     radius = random.randint(least, most + 1)
     margin = radius // 2
     centre = random.randint(margin, size - margin, 2)
-    # A vector from the centre towards a corner, of about the radius' length.
-    turn = random.randint(-radius, radius + 1)
-    other = math.isqrt(radius**2 - turn**2) * (1 if random.randint(2) else -1)
+    # A vector from the centre upwards, of about the radius' length, turned by up to 15 degrees: a square's normal, a
+    # triangle's corner.
+    other = random.randint(-radius // 4, radius // 4 + 1)
+    turn = -math.isqrt(radius**2 - other**2)
     reach = 4 * radius // 3 + 1
     rows, columns = (slice(max(0, c - reach), min(size, c + reach + 1)) for c in centre.tolist())
     y, x = np.ogrid[rows, columns]

@@ -21,6 +21,7 @@ from vmamba.data.reading.images import UnreadableImageError, read_image
 from vmamba.data.segmentation.classes import PixelClasses
 from vmamba.data.segmentation.masks import Labels, MaskFormat
 from vmamba.data.segmentation.pairs import Pair
+from vmamba.data.types import parts_fingerprint
 from vmamba.errors import DataError
 
 #: Files whose sizes go into a fingerprint.
@@ -163,9 +164,7 @@ class SegmentationSplits:
 
     def fingerprint(self) -> dict[str, str]:
         """What must be the same for a run to be resumed: a line for each part, and the classes."""
-        parts = {"train": self.train, "val": self.val, "test": self.test}
-        lines = {k: "none" if p is None else f"{len(p)} images, {p.fingerprint()}" for k, p in parts.items()}
-        return {**lines, "classes": ", ".join(self.classes.names)}
+        return {**parts_fingerprint(self.train, self.val, self.test), "classes": ", ".join(self.classes.names)}
 
 
 def label_counts(images: SegmentedImages, count: int) -> tuple[int, ...]:

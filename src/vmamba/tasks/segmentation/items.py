@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vmamba.data.reading.images import UnreadableImageError
-from vmamba.data.segmentation.masks import Labels
 from vmamba.data.segmentation.sets import SegmentedImages
 from vmamba.data.segmentation.transforms import EvalTransform, TrainTransform
-from vmamba.data.types import MOST_SKIPPED
-from vmamba.errors import DataError
+from vmamba.data.types import first_readable
 
 
 class CropItems(Dataset[tuple[Tensor, Tensor]]):
@@ -32,7 +29,7 @@ class CropItems(Dataset[tuple[Tensor, Tensor]]):
         return len(self.images) * self.crops
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, labels = _readable(self.images, index // self.crops)[0]
+        image, labels = first_readable(self.images.__getitem__, len(self.images), index // self.crops)[0]
         return self.transform(image, labels)
 
 
@@ -50,7 +47,7 @@ class WholeItems(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")  # where `for` ends
-        (image, labels), skipped = _readable(self.images, index)
+        (image, labels), skipped = first_readable(self.images.__getitem__, len(self), index)
         if skipped:
             labels = np.full_like(labels, self.ignore)
         views, size = self.transform(image)
@@ -60,15 +57,3 @@ class WholeItems(Dataset[dict[str, Any]]):
             "labels": torch.from_numpy(labels.astype(np.int32)),
             "name": self.images.name(index),
         }
-
-
-def _readable(images: SegmentedImages, index: int) -> tuple[tuple[Any, Labels], int]:
-    """An image and its labels, or those of the next that can be read, and how many were passed over."""
-    for step in range(min(len(images), MOST_SKIPPED)):
-        try:
-            return images[(index + step) % len(images)], step
-        except UnreadableImageError as error:
-            if not error.may_skip:
-                raise
-            last = error
-    raise DataError(f"{min(len(images), MOST_SKIPPED)} images in a row cannot be read; the last: {last}")

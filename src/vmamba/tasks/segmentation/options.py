@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from vmamba.data.segmentation.loading import MaskOptions
 from vmamba.data.segmentation.masks import IGNORE
 from vmamba.data.segmentation.transforms import Resizing
-from vmamba.errors import ConfigError, nearest
+from vmamba.errors import ConfigError
 from vmamba.inference.tiling import Tiling
-from vmamba.tasks.run_files import typed
+from vmamba.tasks.options import StoredOptions
 
 
 @dataclass(frozen=True)
-class InferenceOptions:
+class InferenceOptions(StoredOptions):
     """How images go through the network when it is measured and asked; stored with its weights.
 
     Attributes:
@@ -46,10 +45,6 @@ class InferenceOptions:
         window = self.window or crop
         stride = self.stride or max(1, window * 2 // 3)
         return Tiling(self.mode, (window, window), (stride, stride), self.blend)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a weight file."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -90,50 +85,3 @@ class TrainingOptions:
     def masks(self) -> MaskOptions:
         """What concerns mask files."""
         return MaskOptions(self.classes, self.ignore_index, self.reduce_zero_label, self.mask_values)
-
-
-@dataclass(frozen=True)
-class SegmentationOptions:
-    """All of ``task_options``."""
-
-    training: TrainingOptions = field(default_factory=TrainingOptions)
-    inference: InferenceOptions = field(default_factory=InferenceOptions)
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any]) -> SegmentationOptions:
-        """Sort ``task_options``.
-
-        Raises:
-            ConfigError: an unknown one, or a value of another type.
-        """
-        legal = {f.name: kind for kind in (TrainingOptions, InferenceOptions) for f in fields(kind)}
-        parts: dict[Any, dict[str, Any]] = {TrainingOptions: {}, InferenceOptions: {}}
-        for name, value in given.items():
-            if name not in legal:
-                raise ConfigError(
-                    f"task_options: segmentation has no {name!r}{nearest(name, legal)}; it has {', '.join(legal)}"
-                )
-            parts[legal[name]][name] = _plain(value)
-        training, inference = (kind(**typed(kind, values, "task_options")) for kind, values in parts.items())
-        return cls(training, inference)
-
-
-def inference_options(own: InferenceOptions, given: Mapping[str, Any]) -> InferenceOptions:
-    """``own`` with what is given instead.
-
-    Raises:
-        ConfigError: an unknown option, or a value of another type.
-    """
-    legal = [f.name for f in fields(InferenceOptions)]
-    for name in given:
-        if name not in legal:
-            raise ConfigError(
-                f"options: segmentation is asked with {', '.join(legal)}; there is no {name!r}{nearest(name, legal)}"
-            )
-    values = {**own.to_dict(), **{name: _plain(value) for name, value in given.items()}}
-    return InferenceOptions(**typed(InferenceOptions, values, "options"))
-
-
-def _plain(value: Any) -> Any:
-    """A word ``none`` is None, and tuples are lists, as in YAML."""
-    return list(value) if isinstance(value, tuple) else None if value == "none" else value

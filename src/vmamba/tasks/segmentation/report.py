@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
+
+from vmamba.tasks.sheet import picture_sheet, shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,23 +58,9 @@ def print_areas(answers: Sequence[SegmentedImage], console: Console) -> None:
 
 def areas_sheet(answers: Sequence[SegmentedImage], total: int, title: str) -> Figure:
     """A cell for each image: its overlay, its name, and what fills most of it."""
-    from matplotlib.figure import Figure
 
-    columns = min(6, len(answers), math.ceil(math.sqrt(len(answers) * 1.6)))
-    rows = math.ceil(len(answers) / columns)
-    figure = Figure(
-        figsize=(max(4.4, columns * (_SIDE + 0.2) + 0.4), rows * (_SIDE + 0.5) + 0.8), dpi=130, layout="constrained"
-    )
-    shown = f"{total:,} image{'s' if total != 1 else ''}"
-    shown = f"the first {len(answers)} of {shown}" if len(answers) < total else shown
-    figure.suptitle(f"{title}\n{shown}", fontsize=9, x=0.01, ha="left", parse_math=False)
-    for axes in (every := figure.subplots(rows, columns, squeeze=False).ravel()):
-        axes.set_axis_off()
-    for axes, answer in zip(every, answers, strict=False):
-        axes.imshow(answer.picture())
-        name = answer.path.name if len(answer.path.name) <= 30 else f"{answer.path.name[:29]}…"
+    def said(answer: SegmentedImage) -> str:
         largest = sorted(answer.shares.items(), key=lambda item: -item[1])[:3]
-        said = ", ".join(f"{word} {share:.0%}" for word, share in largest)
-        said = said if len(said) <= 44 else f"{said[:43]}…"
-        axes.set_title(f"{name}\n{said}", fontsize=6.5, color="#566270", parse_math=False)
-    return figure
+        return shortened(", ".join(f"{word} {share:.0%}" for word, share in largest), 44)
+
+    return picture_sheet(answers, total, title, said, cell=(_SIDE + 0.2, _SIDE + 0.5), name_length=30)

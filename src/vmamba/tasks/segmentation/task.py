@@ -24,6 +24,7 @@ from vmamba.data.segmentation.transforms import EvalTransform, Resizing, Segment
 from vmamba.errors import ConfigError, DataError
 from vmamba.inference.tiling import View, segment
 from vmamba.tasks.class_weights import class_weights, weights_by_rarity
+from vmamba.tasks.options import changed, sorted_options
 from vmamba.tasks.protocol import AnswerSettings, Metric, ModelParts, Settings
 from vmamba.tasks.segmentation.items import CropItems, WholeItems
 from vmamba.tasks.segmentation.models import (
@@ -36,7 +37,7 @@ from vmamba.tasks.segmentation.models import (
     segmenter_parts,
 )
 from vmamba.tasks.segmentation.objective import PixelLoss
-from vmamba.tasks.segmentation.options import InferenceOptions, SegmentationOptions, TrainingOptions, inference_options
+from vmamba.tasks.segmentation.options import InferenceOptions, TrainingOptions
 from vmamba.tasks.segmentation.prediction import SegmentedImage
 from vmamba.tasks.segmentation.scores import PixelMeter, SegmentationScores
 from vmamba.tasks.vssm_models import check_image_size
@@ -92,14 +93,14 @@ class Segmentation:
     @classmethod
     def load(cls, data: DataConfig, options: Mapping[str, Any]) -> tuple[Segmentation, SegmentationSplits]:
         """The data set's classes, and its images."""
-        known = SegmentationOptions.of(options)
-        splits = load_segmentation(data, known.training.masks)
-        names, given = splits.classes.names, known.training.class_weights
+        training, inference = sorted_options(cls.name, TrainingOptions, InferenceOptions, options)
+        splits = load_segmentation(data, training.masks)
+        names, given = splits.classes.names, training.class_weights
         if given == "balanced":
             weights = weights_by_rarity(names, label_counts(splits.train, len(names)), "training pixel")
         else:
             weights = class_weights(given, names, np.zeros(0, np.int64))
-        task = cls(splits.classes, splits.preprocessing, splits.masks, known.inference, known.training, weights)
+        task = cls(splits.classes, splits.preprocessing, splits.masks, inference, training, weights)
         return task, splits
 
     @classmethod
@@ -120,7 +121,7 @@ class Segmentation:
             tuple(said["mask_values"]),
             () if classes.made_up else palette,
         )
-        inference = inference_options(InferenceOptions(), said["inference"])
+        inference = changed(InferenceOptions(), cls.name, said["inference"])
         return cls(classes, Preprocessing.from_dict(json.loads(metadata["preprocessing"])), masks, inference)
 
     def metadata(self, model: nn.Module) -> dict[str, str]:
@@ -147,7 +148,7 @@ class Segmentation:
         distances = rest.pop("distances", self.distances)
         if not isinstance(distances, bool):
             raise ConfigError(f"options: distances={distances!r}: want true or false")
-        return replace(self, inference=inference_options(self.inference, rest), distances=distances)
+        return replace(self, inference=changed(self.inference, self.name, rest), distances=distances)
 
     def reload(self, data: DataConfig, weights: Path) -> SegmentationSplits:
         """Images with the model's channels, and masks of its classes."""

@@ -112,13 +112,30 @@ class PolySchedule:
             group["lr"] = rate * factor
 
 
+class StepSchedule(PolySchedule):
+    """A linear warm-up, then the rate, times a tenth after each of ``drop_epochs``, as OpenMMLab's ``MultiStepLR``."""
+
+    def __init__(self, optimizer: Any, config: TrainConfig, updates_per_epoch: int) -> None:
+        self.drops = [epoch * updates_per_epoch for epoch in config.drop_epochs]
+        super().__init__(optimizer, config, updates_per_epoch)
+
+    def factor(self, update: int) -> float:
+        """On the learning rate, after so many updates."""
+        dropped: float = 0.1 ** sum(update >= drop for drop in self.drops)
+        if update < self.warmup:
+            return dropped * (self.first + (1 - self.first) * update / self.warmup)
+        return dropped
+
+
 def warmup_updates(config: TrainConfig, updates_per_epoch: int) -> int:
     """In how many updates the learning rate rises."""
     return (config.warmup_epochs or 0) * updates_per_epoch if config.warmup_updates is None else config.warmup_updates
 
 
 def make_scheduler(optimizer: Any, config: TrainConfig, updates_per_epoch: int) -> Any:
-    """Linear warm-up, then a cosine or a power of what is left down to ``min_lr``, stepped at every update."""
+    """Linear warm-up, then as ``config.schedule`` says, stepped at every update."""
+    if config.schedule == "steps":
+        return StepSchedule(optimizer, config, updates_per_epoch)
     if config.schedule == "poly":
         return PolySchedule(optimizer, config, updates_per_epoch)
     from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]

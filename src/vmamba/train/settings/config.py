@@ -49,8 +49,10 @@ class TrainConfig:
             processes / 1024. Where lr is given, that holds.
         min_lr: Learning rate at the end; by default 1e-6.
         min_lr_per_1024: The same for an update of 1024 images.
-        schedule: How the learning rate falls: cosine, or poly, by a power of what is left of the updates.
+        schedule: How the learning rate falls: cosine; poly, by a power of what is left of the updates; or steps,
+            to a tenth after each of drop_epochs.
         poly_power: That power; 1 is a straight line.
+        drop_epochs: Epochs after which it drops to a tenth, for schedule=steps.
         warmup_epochs: Epochs in which the learning rate rises linearly.
         warmup_updates: Updates in which it does, instead of warmup_epochs.
         warmup_lr: Learning rate that it rises from; by default a hundredth of lr.
@@ -93,8 +95,8 @@ class TrainConfig:
         output: Folder of the run; by default a new one under runs/.
         resume: Folder of a run to go on with. Fields left out are that run's; epochs may be changed, and with it the
             rest of the learning-rate curve. With auto, the run in output if there is one, else a new one.
-        task: What is learnt: classification (one class an image), multilabel (any number) or segmentation (one class a
-            pixel).
+        task: What is learnt: classification (one class an image), multilabel (any number), segmentation (one class a
+            pixel) or detection (boxes and masks of objects).
         task_options: Options that the task alone has: of classification and multilabel class_weights, which is none,
             balanced, {class: weight} or a CSV file with the columns class and weight; of segmentation see
             docs/segmentation.md.
@@ -118,8 +120,9 @@ class TrainConfig:
     lr_per_1024: float | None = None
     min_lr: float | None = None
     min_lr_per_1024: float | None = None
-    schedule: Literal["cosine", "poly"] | None = None
+    schedule: Literal["cosine", "poly", "steps"] | None = None
     poly_power: float = 1.0
+    drop_epochs: tuple[int, ...] = ()
     warmup_epochs: int | None = None
     warmup_updates: int | None = None
     warmup_lr: float | None = None
@@ -190,6 +193,11 @@ class TrainConfig:
             self._want(name, "a number, 0 or more", lambda v: 0 <= v < float("inf"))
         for name in ("label_smoothing", "ema_decay", "drop_path_rate"):
             self._want(name, "a number from 0 up to, not including, 1", lambda v: 0 <= v < 1)
+        if (self.schedule == "steps") != bool(self.drop_epochs) or min(self.drop_epochs, default=1) < 1:
+            raise ConfigError(
+                f"schedule={self.schedule}, drop_epochs={list(self.drop_epochs)}: schedule=steps and epochs from 1 on, "
+                "such as [8, 11], go together"
+            )
         self._want("poly_power", "a number above 0", lambda v: 0 < v < float("inf"))
         self._want("layer_decay", "a number above 0, up to 1", lambda v: 0 < v <= 1)
         figures = [metric.name for metric in self.learnt.metrics]
@@ -230,7 +238,7 @@ class TrainConfig:
     @property
     def dataset_recipe(self) -> Recipe:
         """What suits the data set. Where its choice of an epoch is by another task's figure, the headline chooses."""
-        recipe = recipe_for(self.data.dataset)
+        recipe = recipe_for(self.data.dataset, self.task)
         known = recipe.select_by in [metric.name for metric in self.learnt.metrics]
         return recipe if known else replace(recipe, select_by=self.learnt.headline)
 

@@ -33,15 +33,17 @@ class Recipe:
 
 
 @cache
-def recipe_for(dataset: str) -> Recipe:
-    """The recipe of a data set of `vmamba.data.DATASETS`.
+def recipe_for(dataset: str, task: str | None = None) -> Recipe:
+    """The recipe of a data set of `vmamba.data.DATASETS`, and of a task, where that has one of its own for it.
 
     Raises:
         ConfigError: there is none, or its file does not hold exactly the fields of a `Recipe`.
     """
     import yaml
 
-    file = files("vmamba.train") / "recipes" / "datasets" / f"{dataset}.yaml"
+    folder = files("vmamba.train") / "recipes" / "datasets"
+    own = folder / f"{dataset}_{task}.yaml"
+    file = own if own.is_file() else folder / f"{dataset}.yaml"
     if not file.is_file():
         raise ConfigError(f"dataset={dataset!r} has no recipe: {file} is missing; install the package again")
     values = yaml.safe_load(file.read_text(encoding="utf-8"))
