@@ -1,5 +1,7 @@
 """Mamba-2's scan against its oracle: outputs, states and every gradient, in chunks of any size, on both ways."""
 
+from functools import partial
+
 import pytest
 import torch
 from scan_cases import check
@@ -31,9 +33,9 @@ def inputs(length=37, *, per_channel=True, scale=1.0, dtype=torch.float64):
     return dict(zip(NAMES, values, strict=True))
 
 
-def with_gradients(run, values):
+def with_gradients(run, values, softplus=True):
     leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
-    y, last = run(**leaves, dt_softplus=True)
+    y, last = run(**leaves, dt_softplus=softplus)
     weights = torch.linspace(0.5, 1.5, y.numel(), dtype=torch.float64).view(y.shape)
     total = (y.double() * weights).sum() + last.double().square().sum()
     return [y.detach(), last.detach(), *torch.autograd.grad(total, list(leaves.values()))]
@@ -48,6 +50,19 @@ def test_it_is_the_recurrence(length, chunk_size, scale):
     got = with_gradients(lambda **v: ssd_scan(**v, return_final_states=True, chunk_size=chunk_size), values)
     for name, ours, theirs in zip(("y", "last", *NAMES), got, want, strict=True):
         check(ours, theirs, 1e-10, name)
+
+
+@pytest.mark.parametrize("length", [64, 80])
+@pytest.mark.parametrize("decay", [30.0, 59.0, 61.0, 300.0])
+def test_float32_over_a_wide_range_of_decays(length, decay):
+    """Chunks whose decays multiply to e^-decay, on both sides of where quotients end."""
+    values = {**inputs(length), "dt": torch.full((2, length, 6), decay / (64 if length == 64 else 27)).double()}
+    values |= {"A": -torch.linspace(0.1, 1, 6).double(), "dt_bias": torch.zeros(6).double()}
+    run = partial(ssd_scan, return_final_states=True)
+    want = with_gradients(ssd_scan_reference, values, softplus=False)
+    got = with_gradients(run, {name: value.float() for name, value in values.items()}, softplus=False)
+    for name, ours, theirs in zip(("y", "last", *NAMES), got, want, strict=True):
+        check(ours, theirs, 1e-4, name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -139,7 +139,8 @@ def _by_quotients(
 ) -> tuple[Tensor, Tensor]:
     """With ``exp(total_i - total_j) = exp(total_i) / exp(total_j)`` a product serves all heads of a group at once."""
     decay = torch.exp(total)
-    scaled = (x * (dt / decay)[..., None]).flatten(-2)  # (s, z, q, m·p)
+    # Not divided by decay: the gradient of that would hold its square, which overflows.
+    scaled = (x * (dt * torch.exp(-total))[..., None]).flatten(-2)  # (s, z, q, m·p)
     end = _over_channels(decay[:, :, -1], x.shape[-1])
     entering, last = _carry(end, (B.transpose(-1, -2) @ scaled) * end, start)
     y = (C @ B.transpose(-1, -2)).tril() @ scaled
