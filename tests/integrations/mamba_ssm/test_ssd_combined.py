@@ -105,7 +105,9 @@ def test_sequences_in_a_row():
         check(state[None], alone(0, start, end)[1], 1e-12, "states")
     three = mamba_chunk_scan_combined(**single, **options, cu_seqlens=torch.tensor(ends), return_final_states=True)
     assert [tuple(t.shape) for t in three] == [(1, 11, h, p), (1, h, p, n), (3, h, p, n)]
-    with pytest.raises(InputError, match=r"cu_seqlens \[0, 4, 11\] is for a single row .* sequences at \[0, 4, 5, 11\]"):
+    with pytest.raises(
+        InputError, match=r"cu_seqlens \[0, 4, 11\] is for a single row .* sequences at \[0, 4, 5, 11\]"
+    ):
         mamba_chunk_scan_combined(**single, **options, cu_seqlens=torch.tensor([0, 4, 11]))
     with pytest.raises(InputError, match="return_varlen_states needs cu_seqlens"):
         mamba_chunk_scan_combined(**single, **options)
