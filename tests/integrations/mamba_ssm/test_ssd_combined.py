@@ -1,6 +1,7 @@
-"""Mamba-2's scan under mamba-ssm's names against the oracle in float64: every option, its states, packed rows, errors."""
+"""Mamba-2's scan under mamba-ssm's names against a float64 oracle: its options, its states, packed rows, errors."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_sequences_in_a_row():
         return oracle(**own | {"initial_states": values["initial_states"][row : row + 1] * (start == 0)})
 
     for row, bounds in ((0, ends), (1, [0, 10, 11])):
-        for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, end in pairwise(bounds):
             want, want_last = alone(row, start, end)
             check(y[row : row + 1, start:end], want, 1e-12, "y")
         check(last[row : row + 1], want_last, 1e-12, "last")
@@ -101,13 +102,11 @@ def test_sequences_in_a_row():
     options = {"chunk_size": 4, "dt_softplus": True, "seq_idx": numbers[:1], "return_varlen_states": True}
     same, states = mamba_chunk_scan_combined(**single, **options, cu_seqlens=torch.tensor(ends))
     check(same, y[:1], 1e-12, "y")
-    for state, start, end in zip(states, ends[:-1], ends[1:], strict=True):
+    for state, (start, end) in zip(states, pairwise(ends), strict=True):
         check(state[None], alone(0, start, end)[1], 1e-12, "states")
     three = mamba_chunk_scan_combined(**single, **options, cu_seqlens=torch.tensor(ends), return_final_states=True)
     assert [tuple(t.shape) for t in three] == [(1, 11, h, p), (1, h, p, n), (3, h, p, n)]
-    with pytest.raises(
-        InputError, match=r"cu_seqlens \[0, 4, 11\] is for a single row .* sequences at \[0, 4, 5, 11\]"
-    ):
+    with pytest.raises(InputError, match=r"cu_seqlens \[0, 4, 11\] is for a single .* at \[0, 4, 5, 11\]"):
         mamba_chunk_scan_combined(**single, **options, cu_seqlens=torch.tensor([0, 4, 11]))
     with pytest.raises(InputError, match="return_varlen_states needs cu_seqlens"):
         mamba_chunk_scan_combined(**single, **options)
