@@ -78,7 +78,7 @@ def test_onnx_gives_the_models_logits_at_any_size(forward_type: str, n: int, tmp
         ("openvino", EVERY),
         ("torch-export", ""),
         ("torch-export", EVERY),
-        ("aoti", EVERY),
+        pytest.param("aoti", EVERY, marks=pytest.mark.endless),  # minutes of compiling
     ],
 )
 def test_a_model_that_scans_as_mamba2(to: str, dynamic: str, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class Graph:
         dims = {AXES[axis]: torch.export.Dim.AUTO for axis in self.axes}
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            kernel = scan is ScanForm.KERNEL and not _scans_as_mamba2(self.model)
+            kernel = scan is ScanForm.KERNEL and not scans_as_mamba2(self.model)
             stack.enter_context(backend("oflex" if kernel else "torch"))
             if scan is ScanForm.ROWS:
                 stack.enter_context(stand_in("torch", row_scan))
@@ -76,7 +76,7 @@ class Graph:
         return [pixels.meta["val"].shape[AXES[axis]] for axis in self.axes]
 
 
-def _scans_as_mamba2(model: nn.Module) -> bool:
+def scans_as_mamba2(model: nn.Module) -> bool:
     """Whether its scans are Mamba-2's, which are matrix products in every file: ``"oflex"`` has no kernel for them."""
     return any(isinstance(part, SS2D) and part.forward_type.family == "m0" for part in model.modules())
 
