@@ -15,8 +15,13 @@ from vmamba.layers.basic import Conv2d, Pointwise
 from vmamba.layers.chain import chain
 from vmamba.layers.forward_type import ForwardType, OutNorm
 from vmamba.layers.norm import LayerNorm, normed
-from vmamba.layers.ssm_init import DIRECTIONS, init_projection_weight, init_scan_parameters
-from vmamba.scan import cascade_scan, ss2d_scan
+from vmamba.layers.ssm_init import (
+    DIRECTIONS,
+    init_mamba2_parameters,
+    init_projection_weight,
+    init_scan_parameters,
+)
+from vmamba.scan import cascade_scan, ss2d_scan, ssd2d_scan
 from vmamba.scan.dispatch import ambient, check_name
 
 
@@ -46,7 +51,8 @@ class SS2D(nn.Module):
         d_model: channels ``c`` in and out.
         d_state: state size ``n``, or ``"auto"`` for ``⌈c / 6⌉``.
         ssm_ratio: ``d_inner = int(ssm_ratio · c)``.
-        dt_rank: rank ``r`` of the step projection, or ``"auto"`` for ``⌈c / 16⌉``.
+        dt_rank: rank ``r`` of the step projection, or ``"auto"`` for ``⌈c / 16⌉``; with forward type ``m0`` the heads
+            of each direction.
         act_layer: activation of the convolution's output and of the gate; a name or a class.
         d_conv: side of the depthwise convolution; below 2 there is none.
         conv_bias: whether that convolution has a bias.
@@ -56,7 +62,8 @@ class SS2D(nn.Module):
             `init_scan_parameters`.
         initialize: ``"v0"``, ``"v1"`` or ``"v2"``, see `init_scan_parameters`.
         forward_type: upstream's string, see `ForwardType`. ``v0`` and ``v0seq`` always have a biased 3×3
-            convolution, SiLU, no projection bias and init ``v0``.
+            convolution, SiLU, no projection bias and init ``v0``. ``m0`` scans as Mamba-2 does (`ssd_scan`): one decay
+            a head, no step projection; it is never gated (``m0_noz``) and has init ``v1`` or ``v2`` only.
         channel_first: take and return ``(b, c, h, w)`` instead of ``(b, h, w, c)``.
         selective_scan_backend: the scan's implementation: None, ``"oflex"``, ``"mamba"`` or ``"torch"``. A call's
             own choice, `vmamba.backend` and the environment are stronger.
@@ -107,22 +114,28 @@ class SS2D(nn.Module):
             self.out_norm = make_out_norm(kind.out_norm, d)
         self.in_proj = Pointwise(d_model, 2 * d if kind.gate else d, bias=bias)
         self.act = make_activation(act_layer)
-        self.conv2d = (
+        conv = (
             Conv2d(d, d, kernel_size=d_conv, padding=(d_conv - 1) // 2, groups=d, bias=conv_bias)
             if d_conv > 1
             else None
         )
+        # Upstream permutes before and after the convolution in m0, which shows in its key.
+        self.conv2d = conv if conv is None or kind.family != "m0" else nn.Sequential(OrderedDict([("1", conv)]))
         self.x_proj_weight = nn.Parameter(init_projection_weight(r + 2 * n, d))
-        drawn = init_scan_parameters(
-            initialize,
-            d,
-            n,
-            r,
-            dt_min=dt_min,
-            dt_max=dt_max,
-            dt_init=dt_init,
-            dt_scale=dt_scale,
-            dt_init_floor=dt_init_floor,
+        drawn = (
+            init_mamba2_parameters(initialize, d, r)
+            if kind.family == "m0"
+            else init_scan_parameters(
+                initialize,
+                d,
+                n,
+                r,
+                dt_min=dt_min,
+                dt_max=dt_max,
+                dt_init=dt_init,
+                dt_scale=dt_scale,
+                dt_init_floor=dt_init_floor,
+            )
         )
         for name, value in drawn.items():
             self.register_parameter(name, nn.Parameter(value))
@@ -134,7 +147,7 @@ class SS2D(nn.Module):
 
     A_logs: nn.Parameter
     Ds: nn.Parameter
-    dt_projs_weight: nn.Parameter
+    dt_projs_weight: nn.Parameter  # but in m0
     dt_projs_bias: nn.Parameter
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,12 +179,15 @@ class SS2D(nn.Module):
         # Parameters of the recurrence enter in full precision, whatever the module was cast to.
         full = torch.float64 if self.A_logs.dtype == torch.float64 else torch.float32
         A = -torch.exp(self.A_logs.to(full))
-        D, dt_weight, dt_bias = (t.to(full) for t in (self.Ds, self.dt_projs_weight, self.dt_projs_bias))
-        if kind.scan_mode == "cascade2d":
+        D, dt_bias = self.Ds.to(full), self.dt_projs_bias.to(full)
+        dt_weight = None if kind.family == "m0" else self.dt_projs_weight.to(full)
+        if kind.scan_mode == "cascade2d" and dt_weight is not None:
             return cascade_scan(x, self.x_proj_weight, dt_weight, dt_bias, A, D, backend=backend)
         rows = self.dt_rank + 2 * self.d_state
         x_dbl = nn.functional.linear(x, self.x_proj_weight.view(DIRECTIONS * rows, self.d_inner))
         x_dbl = x_dbl.unflatten(-1, (DIRECTIONS, rows))
         if kind.cast_float32:
             x, x_dbl = x.to(full), x_dbl.to(full)
+        if dt_weight is None:
+            return ssd2d_scan(x, x_dbl, dt_bias, A, D, kind.scan_mode, backend=backend)
         return ss2d_scan(x, x_dbl, dt_weight, dt_bias, A, D, kind.scan_mode, backend=backend)
