@@ -47,8 +47,8 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 #: The front door re-exports from these, and nothing imports it.
 FRONT_DOOR = {
-    "version", "errors", "_torch", "output", "flops", "kernels", "scan", "functional", "layers", "architecture", "weights",
-    "models", "heads", "zoo", "inference",
+    "version", "errors", "_torch", "output", "flops", "kernels", "scan", "functional", "layers", "architecture",
+    "weights", "models", "heads", "zoo", "inference",
 }  # fmt: skip
 
 #: And these it loads when they are asked for.

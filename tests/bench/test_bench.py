@@ -19,7 +19,7 @@ from vmamba.bench import scale as bench_scale
 from vmamba.bench.report import races_figure
 from vmamba.bench.scan import LOOP, BenchScanConfig, ScanCase, make_case, parse_shape, scan_race
 from vmamba.bench.scan_calls import relative_error, run_loop
-from vmamba.bench.setup import BenchModelConfig, images, ours
+from vmamba.bench.setup import BenchModelConfig
 from vmamba.bench.timing import Candidate, Race, Timing, first_timed, race, threads, with_ratios
 from vmamba.cli.main import main
 from vmamba.errors import ConfigError

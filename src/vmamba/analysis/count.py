@@ -122,7 +122,7 @@ def count_network(
     config = getattr(model, "config", None)
     backbone = getattr(config, "backbone", config)
     size = _size(size, model, backbone)
-    channels = in_chans or getattr(backbone, "in_chans", 3)
+    channels: int = in_chans if in_chans is not None else getattr(backbone, "in_chans", 3)
     bare = _without_memory(model).eval()
     for name, value in (("proposals", proposals), ("detections", detections)):
         if value is not None and value < 1:

@@ -177,7 +177,7 @@ def cost_record(model: str, cost: Cost) -> dict[str, Any]:
 
 
 def cost_table(cost: Cost, depth: int) -> Table:
-    """The modules down to ``depth`` as they are printed; those that have no parameters and cost nothing are left out."""
+    """The modules down to ``depth`` as they are printed; those without parameters that cost nothing are left out."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -212,10 +212,10 @@ def short(value: int) -> str:
 
 
 def _facts(cost: Cost) -> list[str]:
+    scans = 100 * cost.scan_flops / max(cost.flops, 1)
     facts = [
-        f"one image of {cost.size[0]}×{cost.size[1]} pixels; scans are {100 * cost.scan_flops / max(cost.flops, 1):.1f} "
-        "% of the FLOPs",
-        "MACs count a multiply-add once, as papers' FLOPs do; FLOPs count it twice; both have a scan's 9n + 1 operations",
+        f"one image of {cost.size[0]}×{cost.size[1]} pixels; scans are {scans:.1f} % of the FLOPs",
+        "MACs count a multiply-add once, as papers' FLOPs do, FLOPs twice; both have a scan's 9n + 1 operations",
     ]
     if cost.regions is not None:
         facts.append(f"counted with {cost.regions[0]} proposals and {cost.regions[1]} detections")

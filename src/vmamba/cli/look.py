@@ -80,4 +80,4 @@ def _flops(values: Namespace) -> int:
 SCANMAP = Command("Draw which places of an image a layer's scan looks at.", _scanmap_options, _scanmap)
 CAM = Command("Draw which places of an image speak for a class.", _cam_options, _cam)
 ERF = Command("Draw and measure effective receptive fields.", _erf_options, _erf)
-FLOPS = Command("Count parameters, multiply-adds, operations and activations, module by module.", _flops_options, _flops)
+FLOPS = Command("Count parameters, multiply-adds, operations and activations by module.", _flops_options, _flops)

@@ -140,7 +140,7 @@ class _Scan(torch.autograd.Function):
 
 def _eager(*inputs: Tensor | None) -> tuple[Tensor, Tensor]:
     """`_forward`, as one operator where operations are counted."""
-    scan = torch.ops.vmamba.torch_scan if _torch.is_counted() else _forward
+    scan: Any = torch.ops.vmamba.torch_scan if _torch.is_counted() else _forward
     y, last = scan(*inputs)
     return y, last
 

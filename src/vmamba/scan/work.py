@@ -1,9 +1,9 @@
 """What a selective scan costs: one formula, whichever backend computes it.
 
-For each element of ``u``, b·k·d·l in all, and each of its n states upstream counts nine operations, and one more for the
-skip ``D``; its published figures, and those of most papers since Mamba, have the scan in them like this. Backward is
-counted as twice that, as of any product. What a kernel computes again instead of storing it is not counted, nor is the
-gate, which like an activation is one operation for each element.
+For each element of ``u``, b·k·d·l in all, upstream counts nine operations a state and one more for the skip ``D``; its
+published figures have the scan in them like this. Backward is counted as twice that, as of any product. What a kernel
+computes again instead of storing it is not counted, nor is the gate, which like an activation is one operation for each
+element.
 """
 
 from __future__ import annotations
