@@ -112,7 +112,7 @@ def _image(axes: Axes, image: Pixels, title: str) -> None:
 def _heat(axes: Axes, weights: Any, image: Pixels, title: str) -> Any:
     """Draw a map over the image, faint where it says little."""
     height, width = image.shape[:2]
-    values = weights.float().numpy()
+    values = weights.float().cpu().numpy()
     _image(axes, image if image.ndim == 2 else image.mean(-1), title)
     top = max(float(np.quantile(values, 0.995)), float(np.finfo(np.float32).tiny))
     return axes.imshow(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vmamba.cli.app import APP
 from vmamba.cli.bench import BENCH
 from vmamba.cli.frame import Command, CommandGroup
 from vmamba.cli.info import BACKENDS, MODELS, WARM
@@ -25,6 +26,7 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
     "cam": CAM,
     "erf": ERF,
     "flops": FLOPS,
+    "app": APP,
     "models": MODELS,
     "weights": WEIGHTS,
     "backends": BACKENDS,
