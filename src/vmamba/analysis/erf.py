@@ -114,7 +114,9 @@ def _trunk_features(trunk: Trunk) -> Features:
     return features
 
 
-def timm_features(name: str, pretrained: bool = False, in_chans: int = 3, image_size: int | None = None) -> Features:
+def timm_features(
+    name: str, pretrained: bool = False, in_chans: int = 3, image_size: int | None = None, **options: Any
+) -> Features:
     """The last map of any of timm's networks that has maps, such as ``resnet50`` or ``swin_tiny_patch4_window7_224``.
 
     Args:
@@ -122,13 +124,14 @@ def timm_features(name: str, pretrained: bool = False, in_chans: int = 3, image_
         pretrained: with timm's trained weights, which are downloaded, or fresh ones.
         in_chans: of the images.
         image_size: pixels a side, for networks that are built for one size.
+        **options: other arguments of ``timm.create_model``, such as ``embed_dim`` for a smaller one.
 
     Raises:
         ConfigError: timm does not know it, or it has no maps.
     """
     import timm
 
-    make: Any = partial(timm.create_model, name, pretrained=pretrained, in_chans=in_chans, features_only=True)
+    make: Any = partial(timm.create_model, name, pretrained=pretrained, in_chans=in_chans, features_only=True, **options)
     try:
         try:
             network = make() if image_size is None else make(img_size=image_size)

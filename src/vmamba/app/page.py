@@ -87,18 +87,36 @@ def build_page(models: Models, examples: Sequence[Path], most_bytes: int) -> Any
                     buttons=[],
                     elem_id="seen",
                 )
-                overlay = gradio.Image(label="Overlay", interactive=False, visible=False, elem_id="overlay", buttons=[])
+                overlay = gradio.Image(
+                    label="Overlay", interactive=False, visible=False, format="png", buttons=["fullscreen"], elem_id="overlay"
+                )
         with gradio.Row():
             stage = gradio.Dropdown([], label="Stage of the scan", type="value", min_width=160, scale=0)
             hint = gradio.Markdown(_CLICK, elem_id="hint")
-        scan = gradio.Image(label="Scan map", interactive=False, elem_id="scan", format="png")
-        cam = gradio.Image(label="Class map", interactive=False, visible=False, elem_id="cam", format="png")
+        scan = _figure("scan", "Scan map", visible=True)
+        gradio.Markdown("Below, of a classifier or segmenter: what speaks for the likeliest class (Grad-CAM).")
+        cam = _figure("cam", "Class map", visible=False)
         shown = [note, rows, seen, overlay, cam, stage, scan]
         for moved in (name, file):
             moved.change(first_look, [name, file], shown, api_name="look" if moved is file else False)
         seen.select(look_from, [name, file, stage], [scan, hint], api_name=False)
         stage.input(lambda: None, None, [scan], api_name=False)
     return page.queue(max_size=_WAITING, default_concurrency_limit=4)
+
+
+def _figure(place: str, name: str, visible: bool) -> gradio.Image:
+    """A figure that has its own title, which a label would cover."""
+    buttons: Any = ["download", "fullscreen"]
+    return gradio.Image(
+        label=name,
+        show_label=False,
+        interactive=False,
+        visible=visible,
+        elem_id=place,
+        format="png",
+        buttons=buttons,
+        alt_text=name,
+    )
 
 
 _CHOOSE = "Choose a model, and drop an image or click an example."
