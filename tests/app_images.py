@@ -29,7 +29,7 @@ def written(folder: Path) -> dict[str, Path]:
     turned = Image.Exif()
     turned[0x0112] = 6  # to be turned by 90°
     red.rotate(90, expand=True).save(at("turned.jpg"), exif=turned, quality=95)
-    Image.fromarray((pixels[..., 0].astype(np.uint16) * 257)).save(at("sixteen.png"))
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(at("sixteen.png"))
     return paths
 
 

@@ -1,4 +1,4 @@
-"""Draws docs/images/erf.png: receptive fields of vmamba_nano, before and after training, a ResNet, and a Swin of its size.
+"""Draws docs/images/erf.png: receptive fields of vmamba_nano, fresh and trained, a ResNet, and a Swin of its size.
 
     python tools/erf_picture.py RUN IMAGES
 
@@ -45,7 +45,9 @@ def draw(run: Path, images: Path) -> None:
     ]
     for field in fields:
         print(field.name, *(f"{100 * area:.1f} %" for area in field.areas().values()))
-    save_figure(receptive_fields_figure(fields, f"Effective receptive fields, {len(paths)} images"), Path("docs/images/erf.png"))
+    save_figure(
+        receptive_fields_figure(fields, f"Effective receptive fields, {len(paths)} images"), Path("docs/images/erf.png")
+    )
 
 
 if __name__ == "__main__":

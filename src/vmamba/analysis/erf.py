@@ -131,7 +131,9 @@ def timm_features(
     """
     import timm
 
-    make: Any = partial(timm.create_model, name, pretrained=pretrained, in_chans=in_chans, features_only=True, **options)
+    make: Any = partial(
+        timm.create_model, name, pretrained=pretrained, in_chans=in_chans, features_only=True, **options
+    )
     try:
         try:
             network = make() if image_size is None else make(img_size=image_size)

@@ -1,4 +1,4 @@
-"""What the page shows of an image, without the page: plain functions from a model and a file to pictures and figures."""
+"""What the page shows of an image, without the page: functions from a model and a file to pictures and figures."""
 
 from __future__ import annotations
 

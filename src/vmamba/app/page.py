@@ -25,21 +25,25 @@ def build_page(models: Models, examples: Sequence[Path], most_bytes: int) -> Any
         examples: image files to try.
         most_bytes: of an uploaded file.
     """
+
+    def checked(file: str | None) -> Path:
+        answers.check_image(path := Path(str(file)), most_bytes)
+        return path
+
     def first_look(name: str, file: str | None) -> tuple[Any, ...]:
-        """Everything that follows from a model and a file: figures, pictures, and what can be clicked on."""
-        nothing = (None, None, gradio.update(value=None, visible=False), gradio.update(value=None, visible=False))
+        """What the model says about a file, and what can be clicked on."""
+        nothing = (None, None, gradio.update(value=None, visible=False))
         unmoved = (gradio.update(), gradio.update(value=None))
         if file is None:
             return _CHOOSE, *nothing, *unmoved
         path = Path(file)
         try:
-            answers.check_image(path, most_bytes)
+            checked(file)
             trained, device = models.open(name)
             with models.running:
                 found = answers.answer(trained, device, path)
                 seen = answers.seen_by_model(trained, path)
                 count = answers.stages_of(trained)
-                cam = answers.class_picture(trained, device, path) if count else None
         except VMambaError as error:
             return f"**{_plain(str(error), path)}**", *nothing, *unmoved
         stages = gradio.update(choices=list(range(count)), value=max(0, count - 2) if count else None)
@@ -48,10 +52,20 @@ def build_page(models: Models, examples: Sequence[Path], most_bytes: int) -> Any
             dict(found.rows) or None,
             seen,
             gradio.update(value=found.picture, visible=found.picture is not None),
-            gradio.update(value=cam, visible=cam is not None),
             stages,
             gradio.update(value=None),
         )
+
+    def class_map(name: str, file: str | None) -> Any:
+        """What speaks for the likeliest class; nothing where there is none, or where `first_look` has said why."""
+        try:
+            trained, device = models.open(name)
+            with models.running:
+                mapped = file is not None and answers.stages_of(trained)
+                picture = answers.class_picture(trained, device, checked(file)) if mapped else None
+        except VMambaError:
+            picture = None
+        return gradio.update(value=picture, visible=picture is not None)
 
     def look_from(name: str, file: str | None, stage: int | None, event: gradio.SelectData) -> tuple[Any, str]:
         """The scan map of a place that was clicked on."""
@@ -88,7 +102,12 @@ def build_page(models: Models, examples: Sequence[Path], most_bytes: int) -> Any
                     elem_id="seen",
                 )
                 overlay = gradio.Image(
-                    label="Overlay", interactive=False, visible=False, format="png", buttons=["fullscreen"], elem_id="overlay"
+                    label="Overlay",
+                    interactive=False,
+                    visible=False,
+                    format="png",
+                    buttons=["fullscreen"],
+                    elem_id="overlay",
                 )
         with gradio.Row():
             stage = gradio.Dropdown([], label="Stage of the scan", type="value", min_width=160, scale=0)
@@ -96,9 +115,10 @@ def build_page(models: Models, examples: Sequence[Path], most_bytes: int) -> Any
         scan = _figure("scan", "Scan map", visible=True)
         gradio.Markdown("Below, of a classifier or segmenter: what speaks for the likeliest class (Grad-CAM).")
         cam = _figure("cam", "Class map", visible=False)
-        shown = [note, rows, seen, overlay, cam, stage, scan]
+        shown = [note, rows, seen, overlay, stage, scan]
         for moved in (name, file):
-            moved.change(first_look, [name, file], shown, api_name="look" if moved is file else False)
+            said = moved.change(first_look, [name, file], shown, api_name="look" if moved is file else False)
+            said.then(class_map, [name, file], [cam], api_name=False)
         seen.select(look_from, [name, file, stage], [scan, hint], api_name=False)
         stage.input(lambda: None, None, [scan], api_name=False)
     return page.queue(max_size=_WAITING, default_concurrency_limit=4)

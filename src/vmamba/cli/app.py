@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
     from vmamba.cli.parsing import CommandParser
 
-_MODELS = "Run folders, weight files, ONNX files of `vmamba export`, names of released weights; by default what is there."
+_MODELS = (
+    "Run folders, weight files, ONNX files of `vmamba export`, names of released weights; by default what is there."
+)
 _EXAMPLES = "Image files and folders to try; by default two photographs of scikit-learn's."
 
 
@@ -32,4 +34,6 @@ def _app(values: Namespace) -> int:
     return 0
 
 
-APP = Command("Serve a page in the browser: answers, scan maps, class maps and overlays for your images.", _options, _app)
+APP = Command(
+    "Serve a page in the browser: answers, scan maps, class maps and overlays for your images.", _options, _app
+)
