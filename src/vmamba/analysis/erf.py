@@ -114,9 +114,7 @@ def _trunk_features(trunk: Trunk) -> Features:
     return features
 
 
-def timm_features(
-    name: str, pretrained: bool = False, in_chans: int = 3, image_size: int | None = None, **options: Any
-) -> Features:
+def timm_features(name: str, pretrained: bool = False, in_chans: int = 3, image_size: int | None = None) -> Features:
     """The last map of any of timm's networks that has maps, such as ``resnet50`` or ``swin_tiny_patch4_window7_224``.
 
     Args:
@@ -124,16 +122,13 @@ def timm_features(
         pretrained: with timm's trained weights, which are downloaded, or fresh ones.
         in_chans: of the images.
         image_size: pixels a side, for networks that are built for one size.
-        **options: other arguments of ``timm.create_model``, such as ``embed_dim`` for a smaller one.
 
     Raises:
         ConfigError: timm does not know it, or it has no maps.
     """
     import timm
 
-    make: Any = partial(
-        timm.create_model, name, pretrained=pretrained, in_chans=in_chans, features_only=True, **options
-    )
+    make: Any = partial(timm.create_model, name, pretrained=pretrained, in_chans=in_chans, features_only=True)
     try:
         try:
             network = make() if image_size is None else make(img_size=image_size)
