@@ -20,7 +20,7 @@ ROOT = Path(str(SPEC.origin)).parent
 #: From the ground up. Packages on one floor do not know each other.
 FLOORS: list[set[str]] = [
     {"version", "errors"},
-    {"_torch", "output", "device", "given"},
+    {"_torch", "output", "device", "given", "flops"},
     {"kernels"},
     {"scan"},
     {"functional", "ops"},
@@ -47,12 +47,12 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 #: The front door re-exports from these, and nothing imports it.
 FRONT_DOOR = {
-    "version", "errors", "_torch", "output", "kernels", "scan", "functional", "layers", "architecture", "weights",
-    "models", "heads", "zoo", "inference",
+    "version", "errors", "_torch", "output", "flops", "kernels", "scan", "functional", "layers", "architecture",
+    "weights", "models", "heads", "zoo", "inference",
 }  # fmt: skip
 
 #: And these it loads when they are asked for.
-BEHIND_THE_DOOR = {"train", "evaluate"}
+BEHIND_THE_DOOR = {"train", "evaluate", "analysis"}
 
 HEAVY = {
     "accelerate", "huggingface_hub", "jsonargparse", "matplotlib", "rich", "safetensors", "sklearn", "timm",

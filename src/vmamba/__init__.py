@@ -35,6 +35,7 @@ from vmamba.weights import infer_config, load_weights, read_weights, save_weight
 from vmamba.zoo import create_model, list_models, load
 
 if TYPE_CHECKING:
+    from vmamba.analysis.flops import count
     from vmamba.evaluate.door import predict
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "VSSMConfig",
     "__version__",
     "backend",
+    "count",
     "create_model",
     "cross_merge_fn",
     "cross_scan_fn",
@@ -79,6 +81,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """What is not needed to use a model: loaded when it is asked for."""
+    if name == "count":
+        from vmamba.analysis.flops import count
+
+        return count
     if name == "predict":
         from vmamba.evaluate.door import predict
 

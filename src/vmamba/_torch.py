@@ -27,6 +27,7 @@ _peek_interpreter: Callable[[], object] | None = getattr(
 )
 _in_dispatch_mode: Callable[[], bool] | None = getattr(_python_dispatch, "is_in_torch_dispatch_mode", None)
 _modes_on_stack: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+_dispatch_modes: Callable[[], list[Any]] = getattr(_python_dispatch, "_get_current_dispatch_mode_stack", list)
 _any_global_hook: Callable[[], bool] | None = getattr(_module, "_has_any_global_hook", None)
 _PLAIN = frozenset({Tensor, nn.Parameter, type(None)})
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
@@ -76,6 +77,11 @@ def is_plain(*tensors: Tensor | None) -> bool:
     if is_traced() or is_transformed() or (_in_dispatch_mode() if _in_dispatch_mode is not None else _modes_on_stack()):
         return False
     return _PLAIN.issuperset(map(type, tensors))
+
+
+def is_counted() -> bool:
+    """Whether a `torch.utils.flop_counter.FlopCounterMode` is on in this thread."""
+    return any(type(mode).__module__ == "torch.utils.flop_counter" for mode in _dispatch_modes())
 
 
 def has_memory(t: Tensor) -> bool:

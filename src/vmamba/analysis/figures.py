@@ -93,7 +93,8 @@ def receptive_fields_figure(fields: Sequence[ReceptiveField], title: str = "") -
         axes.set_title(field.name, fontsize=10)
         areas = "  ".join(f"{100 * share:.0f} %: {100 * field.area(share):.1f} %" for share in SHARES[:2])
         more = "  ".join(f"{100 * share:.0f} %: {100 * field.area(share):.1f} %" for share in SHARES[2:])
-        axes.set_xlabel(f"influence: area that holds it\n{areas}\n{more}", fontsize=8)
+        height, width = relative.shape
+        axes.set_xlabel(f"{width}×{height} pixels; influence: area that holds it\n{areas}\n{more}", fontsize=8)
         axes.set_xticks([])
         axes.set_yticks([])
     figure.colorbar(shown, ax=row, shrink=0.75, label="log10 of influence on the middle, largest = 0")
@@ -112,7 +113,7 @@ def _image(axes: Axes, image: Pixels, title: str) -> None:
 def _heat(axes: Axes, weights: Any, image: Pixels, title: str) -> Any:
     """Draw a map over the image, faint where it says little."""
     height, width = image.shape[:2]
-    values = weights.float().numpy()
+    values = weights.float().cpu().numpy()
     _image(axes, image if image.ndim == 2 else image.mean(-1), title)
     top = max(float(np.quantile(values, 0.995)), float(np.finfo(np.float32).tiny))
     return axes.imshow(

@@ -194,10 +194,10 @@ def _images(config: ErfConfig, preprocessing: Preprocessing) -> list[Tensor]:
         noise = torch.Generator().manual_seed(config.seed)
         shape = (1, preprocessing.in_chans, preprocessing.height, preprocessing.width)
         return [torch.randn(shape, generator=noise) for _ in range(config.count)]
-    return [_pixels(path, preprocessing)[None] for path in find_images(config.images)[: config.count]]
+    return [pixels_of(path, preprocessing)[None] for path in find_images(config.images)[: config.count]]
 
 
-def _pixels(path: Path, preprocessing: Preprocessing) -> Tensor:
+def pixels_of(path: Path, preprocessing: Preprocessing) -> Tensor:
     """An image file as the model's input ``(in_chans, H, W)``, whatever its task asks of whole images."""
     read = read_pixels if preprocessing.full_depth else read_image
     return preprocessing.eval_transform()(read(path, preprocessing.in_chans))
@@ -206,12 +206,17 @@ def _pixels(path: Path, preprocessing: Preprocessing) -> Tensor:
 def _read(weights: Path, image: Path) -> tuple[Trained, Tensor, Pixels]:
     """The model, the image as it takes it, and as it is drawn."""
     trained = load_trained(weights)
-    p = trained.preprocessing
-    pixels = _pixels(image, p)
+    pixels = pixels_of(image, trained.preprocessing)
+    return trained, pixels, drawn(pixels, trained.preprocessing)
+
+
+def drawn(pixels: Tensor, preprocessing: Preprocessing) -> Pixels:
+    """A model's input ``(in_chans, H, W)`` as people see it: in colour, or grey where it has not three channels."""
+    p = preprocessing
     shown = pixels * torch.tensor(p.std)[:, None, None] + torch.tensor(p.mean)[:, None, None]
     shown = shown.clamp(0, 1).permute(1, 2, 0)
-    drawn = shown.numpy() if p.in_chans == 3 else shown.mean(-1).numpy()
-    return trained, pixels, drawn.astype(np.float32)
+    values = shown.numpy() if p.in_chans == 3 else shown.mean(-1).numpy()
+    return values.astype(np.float32)
 
 
 def _place(query: str | None, pixels: Tensor) -> tuple[int, int]:

@@ -62,6 +62,22 @@ def _erf(values: Namespace) -> int:
     return 0
 
 
+def _flops_options(parser: CommandParser) -> None:
+    from vmamba.analysis.flops import FlopsConfig
+
+    text = "Name of a model, run folder, weight file, or ONNX file of `vmamba export`."
+    parser.add_argument("model", metavar="MODEL_OR_FILE", help=text)
+    parser.add_group(FlopsConfig, skip={"model"})
+
+
+def _flops(values: Namespace) -> int:
+    from vmamba.analysis.flops import FlopsConfig, count_model
+
+    count_model(build(FlopsConfig, values), console())
+    return 0
+
+
 SCANMAP = Command("Draw which places of an image a layer's scan looks at.", _scanmap_options, _scanmap)
 CAM = Command("Draw which places of an image speak for a class.", _cam_options, _cam)
 ERF = Command("Draw and measure effective receptive fields.", _erf_options, _erf)
+FLOPS = Command("Count parameters, multiply-adds, operations and activations by module.", _flops_options, _flops)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import prod
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from vmamba import _torch
 from vmamba.errors import BackendError, InputError
+from vmamba.flops import Work, register
 from vmamba.kernels import triton
 
 
@@ -134,3 +136,17 @@ def _no_second_derivative(ctx: Any, *_: Tensor) -> None:
 
 depthwise3x3.register_autograd(_backward, setup_context=_keep)
 depthwise3x3_backward.register_autograd(_no_second_derivative)
+
+
+def _convolution(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> Work:
+    return Work(prod(x) * prod(weight[2:]))
+
+
+def _of_gradients(
+    dy: Sequence[int], x: Sequence[int], weight: Sequence[int], bias: Any, silu: bool, of_x: bool, of_parameters: bool
+) -> Work:
+    return _convolution(x, weight).times(of_x + of_parameters)
+
+
+register(torch.ops.vmamba.depthwise3x3, _convolution)
+register(torch.ops.vmamba.depthwise3x3_backward, _of_gradients)

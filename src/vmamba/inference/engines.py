@@ -86,7 +86,7 @@ class Optimized(nn.Module):
         Raises:
             InputError: ``x`` holds integers, which the conversion to `dtype` would hide from the model, or lies on
                 another device.
-            ConfigError: a transform of `torch.func` or forward-mode differentiation is on.
+            ConfigError: a transform of `torch.func`, forward-mode differentiation or a counter of operations is on.
             BackendError: `vmamba.backend` or the environment asks for another scan than the one that is built in.
         """
         if not x.is_floating_point():
@@ -101,6 +101,11 @@ class Optimized(nn.Module):
             raise ConfigError(
                 "an optimized model is for inference: it has no derivatives and no torch.func transforms; "
                 "use the model that it was made from"
+            )
+        if self.engine != "eager" and _torch.is_counted():
+            raise ConfigError(
+                "the operations of an optimized model are hidden from FlopCounterMode; count the model that it was "
+                "made from, or use vmamba.count"
             )
         asked = ambient()
         if self.engine != "eager" and asked is not None and not self._backends <= {asked}:

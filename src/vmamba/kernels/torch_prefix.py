@@ -4,7 +4,7 @@
 
 Exports see the plain operations, with constant block sizes: one graph serves every length up to `MAX_EXPORTED_LENGTH`.
 `torch.compile` sees one operator instead, because what its compilers make of the plain operations is many times slower
-than running them, and takes minutes to make.
+than running them, and takes minutes to make; and so do counters of operations, which count it as any backend's scan.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _run(
         record(ScanRun("torch", "selective_scan"))
         differentiate = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
         # Forward mode, alone or over reverse mode, differentiates the plain operations.
-        y, last = _Scan.apply(*inputs) if differentiate and not _torch.is_forward_mode() else _forward(*inputs)
+        y, last = _Scan.apply(*inputs) if differentiate and not _torch.is_forward_mode() else _eager(*inputs)
     # For an open length the same by a copy: where torch 2.11 merges axes it asks whether l ≤ d·l, and cannot prove it.
     y = y.flatten(1, 2) if isinstance(u.shape[2], int) else torch.cat(y.unbind(1), 1)
     return y if D is None else torch.addcmul(y, D.to(state_dtype)[:, None], u), last.flatten(1, 2)
@@ -123,7 +123,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        return _forward(*inputs)  # type: ignore[arg-type]
+        return _eager(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -133,7 +133,17 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
-        return _backward(torch.zeros_like(inputs[0]) if dy is None else dy, dlast, *inputs)
+        dy = torch.zeros_like(inputs[0]) if dy is None else dy
+        if _torch.is_counted() and not torch.is_grad_enabled():
+            return given(torch.ops.vmamba.torch_scan_backward(dy, dlast, *inputs), inputs)
+        return _backward(dy, dlast, *inputs)
+
+
+def _eager(*inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`_forward`, as one operator where operations are counted."""
+    scan: Any = torch.ops.vmamba.torch_scan if _torch.is_counted() else _forward
+    y, last = scan(*inputs)
+    return y, last
 
 
 @torch.library.custom_op("vmamba::torch_scan", mutates_args=())

@@ -1,5 +1,6 @@
 """Tensors in, tensors out: the selective scan, Mamba-2's scan, their 2-d forms, and the scan orders."""
 
+import vmamba.scan.work  # noqa: F401 — tells torch's counters what the operators cost
 from vmamba.kernels.interface import recorded_runs
 from vmamba.scan.cascade import cascade_scan
 from vmamba.scan.dispatch import backend
