@@ -1,6 +1,7 @@
 """Tensors in, tensors out: the selective scan, its 2-d form, and the scan orders."""
 
 from vmamba.kernels.interface import recorded_runs
+from vmamba.scan.any_order import AxisOrder, IndexOrder, RuleOrder, order_scan, order_scan_reference
 from vmamba.scan.cascade import cascade_scan
 from vmamba.scan.dispatch import backend
 from vmamba.scan.orders import cross_merge, cross_merge_fn, cross_scan, cross_scan_fn
@@ -13,12 +14,17 @@ from vmamba.scan.selective_scan import selective_scan, selective_scan_fn
 from vmamba.scan.ss2d_scan import ss2d_scan
 
 __all__ = [
+    "AxisOrder",
+    "IndexOrder",
+    "RuleOrder",
     "backend",
     "cascade_scan",
     "cross_merge",
     "cross_merge_fn",
     "cross_scan",
     "cross_scan_fn",
+    "order_scan",
+    "order_scan_reference",
     "recorded_runs",
     "selective_scan",
     "selective_scan_fn",
