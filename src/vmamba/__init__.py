@@ -18,9 +18,12 @@ from vmamba.errors import (
 from vmamba.heads import MaskRCNN, UPerNet
 from vmamba.inference.engines import optimize
 from vmamba.inference.warm import warm
-from vmamba.layers import SS2D, VSSBlock
+from vmamba.layers import SS1D, SS2D, SS3D, VSSBlock
 from vmamba.models import VSSM, Backbone_VSSM, VSSMConfig, model_config
 from vmamba.scan import (
+    AxisOrder,
+    IndexOrder,
+    RuleOrder,
     backend,
     cross_merge_fn,
     cross_scan_fn,
@@ -37,16 +40,21 @@ if TYPE_CHECKING:
     from vmamba.evaluate.door import predict
 
 __all__ = [
+    "SS1D",
     "SS2D",
+    "SS3D",
     "VSSM",
+    "AxisOrder",
     "Backbone_VSSM",
     "BackendError",
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "IndexOrder",
     "InputError",
     "MaskRCNN",
     "OutputError",
+    "RuleOrder",
     "UPerNet",
     "VMambaError",
     "VSSBlock",

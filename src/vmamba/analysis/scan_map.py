@@ -167,8 +167,8 @@ def _directions(layer: SS2D) -> tuple[Direction, ...]:
         )
     if layer.scan_orders is not None or layer.share_directions:
         raise ConfigError(
-            "this layer has scan_orders of its own or directions that share parameters; scan maps are made of layers with "
-            "one of VMamba's scan modes"
+            "this layer has scan_orders of its own, or directions that share parameters; scan maps are made of layers "
+            "with one of VMamba's scan modes"
         )
     return directions_of(mode)
 

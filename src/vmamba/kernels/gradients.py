@@ -11,9 +11,7 @@ from torch import Tensor
 from vmamba.errors import BackendError
 
 
-def differentiable(
-    name: str, forward: Any, backward: Any, tensors: int, outputs: int = 1, constants: int = 0
-) -> None:
+def differentiable(name: str, forward: Any, backward: Any, tensors: int, outputs: int = 1, constants: int = 0) -> None:
     """Register the gradients of the operator ``vmamba::name``, which returns its output and what backward starts from.
 
     Args:

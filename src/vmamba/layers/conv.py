@@ -24,7 +24,7 @@ class DepthwiseConv1d(nn.Conv1d):
         self.causal = causal
 
     def forward(self, x: Tensor, before: Tensor | None = None) -> Tensor:
-        """``(b, l, c) → (b, l, c)``; ``before (b, size - 1, c)`` are the inputs before the first, zeros if not given."""
+        """``(b, l, c) → (b, l, c)``; ``before (b, size - 1, c)`` are the inputs before the first, else zeros."""
         reach = self.kernel_size[0] - 1
         if before is not None:
             x = torch.cat([before, x], dim=1)

@@ -104,8 +104,8 @@ class SS2D(ScanMixer):
         orders = None if scan_orders is None else orders_of(scan_orders, 2)
         if (orders is not None or share_directions) and kind.scan_mode != "cross2d":
             raise ConfigError(
-                f"forward_type {forward_type!r} names directions of its own ({kind.scan_mode}); give one of the cross-scan, "
-                "such as 'v05_noz', with scan_orders or share_directions"
+                f"forward_type {forward_type!r} names directions of its own ({kind.scan_mode}); with scan_orders or "
+                "share_directions give one of the cross-scan, such as 'v05_noz'"
             )
 
         def make_conv(d: int) -> Conv2d | None:

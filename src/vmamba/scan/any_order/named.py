@@ -105,8 +105,8 @@ def _order(given: object, ndim: int) -> ScanOrder:
         return given
     if isinstance(given, Tensor) or not callable(given):
         raise ConfigError(
-            f"a scan order is an AxisOrder, an IndexOrder, a RuleOrder or a function from a map's sizes to places, given "
-            f"a {type(given).__name__}; places alone do not say for which size: give IndexOrder(places, sizes)"
+            f"a scan order is an AxisOrder, an IndexOrder, a RuleOrder or a function from a map's sizes to places, "
+            f"given a {type(given).__name__}; places alone do not say for which size: give IndexOrder(places, sizes)"
         )
     return RuleOrder(given)
 

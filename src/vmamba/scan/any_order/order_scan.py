@@ -1,7 +1,7 @@
 """The selective scan of a map in any number of directions, each in an order of its own: `ss2d_scan` for every order.
 
 Where the compiled CPU kernels run, they follow the orders by tables of places, in one pass over the map. Any other
-backend reads the sequences out, scans them, and puts them back. Orders that are a scan mode of `ss2d_scan` are left to it.
+backend reads the sequences out, scans them, and puts them back. Orders that are one of `ss2d_scan`'s modes go there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vmamba.scan.selective_scan import check_same_place, savable
 from vmamba.scan.ss2d_scan import ss2d_scan, step_projection
 
 #: Orders of 2-d maps -> the scan mode that they are.
-_MODE_OF = {
+_MODE_OF: dict[tuple[ScanOrder, ...], str] = {
     tuple(
         AxisOrder((1, 0) if way.by_column else (0, 1), tuple(axis for axis, flip in enumerate(way[1:]) if flip))
         for way in directions

@@ -1,8 +1,8 @@
 """Scan orders as data: in which order a scan reads the places of a map with any number of axes.
 
-There are three kinds. An `AxisOrder` names the loops over the axes and fits every size. An `IndexOrder` lists the places
-themselves and fits one size. A `RuleOrder` makes such a list for each size it meets. Places are counted in row-major
-order, as ``torch.arange(l).view(sizes)`` numbers them.
+There are three kinds. An `AxisOrder` names the loops over the axes and fits every size. An `IndexOrder` lists the
+places themselves and fits one size. A `RuleOrder` makes such a list for each size it meets. Places are counted in
+row-major order, as ``torch.arange(l).view(sizes)`` numbers them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class AxisOrder:
     """Nested loops over the axes.
 
     Attributes:
-        axes: from the outermost loop to the innermost: ``(0, 1)`` reads a map ``(h, w)`` along its rows, ``(1, 0)`` along
-            its columns.
+        axes: from the outermost loop to the innermost: ``(0, 1)`` reads a map ``(h, w)`` along its rows, ``(1, 0)``
+            along its columns.
         flips: the axes that are read from their end.
 
     Raises:
@@ -134,10 +134,9 @@ class RuleOrder:
         name = getattr(self.rule, "__name__", type(self.rule).__name__)
         found = self.rule(*sizes)
         # A graph's numbers are not known while it is traced; the same rule has been checked if it ever ran outside.
-        traced = _torch.is_traced() and isinstance(found, Tensor)
-        made = found if traced else _permutation(found, sizes, f"scan order made by {name!r}")
-        made = made.flip(0) if self.reverse else made
-        return made.to(device, torch.int64)
+        if not (_torch.is_traced() and isinstance(found, Tensor)):
+            found = _permutation(found, sizes, f"scan order made by {name!r}")
+        return (found.flip(0) if self.reverse else found).to(device, torch.int64)
 
 
 #: An order of reading a map.
@@ -157,7 +156,8 @@ def from_sequence(sequence: Tensor, order: ScanOrder, sizes: Sequence[int]) -> T
     """Put ``sequence (…, l)`` back into its places, ``(…, *sizes)``: the inverse of `to_sequence`."""
     if not isinstance(order, AxisOrder):
         back = torch.argsort(places_of(order, sizes, sequence.device))
-        return sequence.index_select(-1, back).unflatten(-1, tuple(sizes))
+        image: Tensor = sequence.index_select(-1, back).unflatten(-1, tuple(sizes))
+        return image
     batch = sequence.dim() - 1
     t: Tensor = sequence.unflatten(-1, tuple(sizes[axis] for axis in order.axes))
     t = t.permute(*range(batch), *(batch + order.axes.index(axis) for axis in range(len(sizes))))
@@ -201,7 +201,8 @@ def _permutation(indices: Tensor | Sequence[int], sizes: Sequence[int], what: st
     found = found.to(torch.int64)
     if count and not 0 <= int(found.min()) <= int(found.max()) < count:
         raise ConfigError(
-            f"{what} lists places {int(found.min())} … {int(found.max())}, but a map of {_by(sizes)} has 0 … {count - 1}"
+            f"{what} lists places {int(found.min())} … {int(found.max())}, but those of a map of {_by(sizes)} are 0 … "
+            f"{count - 1}"
         )
     times = torch.bincount(found, minlength=count)
     if count and int(times.max()) > 1:

@@ -93,7 +93,7 @@ def order_scan(
     places: Tensor,
     delta_softplus: bool,
 ) -> Tensor:
-    """See `vmamba.scan.any_order.order_scan`; the map is one line, ``(b, 1, l, d)``, and the orders are a table of places.
+    """See `vmamba.scan.any_order.order_scan`; the map is one line, ``(b, 1, l, d)``, the orders are a table of places.
 
     ``places (k, l)`` is int32 and contiguous, a permutation for each direction. Other tensors as of `ss2d_scan`.
     """
