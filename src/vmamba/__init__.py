@@ -15,11 +15,11 @@ from vmamba.errors import (
     OutputError,
     VMambaError,
 )
-from vmamba.heads import MaskRCNN, UPerNet
+from vmamba.heads import MaskRCNN, UNet3D, UPerNet
 from vmamba.inference.engines import optimize
 from vmamba.inference.warm import warm
 from vmamba.layers import SS1D, SS2D, SS3D, VSSBlock
-from vmamba.models import VSSM, Backbone_VSSM, VSSMConfig, model_config
+from vmamba.models import VSSM, VSSM3D, Backbone_VSSM, VolumeConfig, VSSMConfig, model_config
 from vmamba.scan import (
     AxisOrder,
     IndexOrder,
@@ -44,6 +44,7 @@ __all__ = [
     "SS2D",
     "SS3D",
     "VSSM",
+    "VSSM3D",
     "AxisOrder",
     "Backbone_VSSM",
     "BackendError",
@@ -55,10 +56,12 @@ __all__ = [
     "MaskRCNN",
     "OutputError",
     "RuleOrder",
+    "UNet3D",
     "UPerNet",
     "VMambaError",
     "VSSBlock",
     "VSSMConfig",
+    "VolumeConfig",
     "__version__",
     "backend",
     "create_model",

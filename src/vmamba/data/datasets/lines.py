@@ -1,0 +1,44 @@
+"""Volumes that need long range along each axis: what a voxel must say stands at the far end of its lines.
+
+The three channels belong to the axes. In each, the first plane across its axis holds a random mark, 0 or 1, for every
+line along the axis, and all other voxels are a noisy grey. A voxel's three labels are the marks at the beginnings of
+its three lines. As every line has a mark of its own, nothing but that very line tells a voxel its label: neither its
+neighbours do, nor the lines of another axis.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Places along each axis.
+SIDE = 16
+#: Voxels are asked from this distance on: farther from the marks than the test's network sees without its scans.
+FAR = 12
+#: Planes that hold marks.
+THICK = 4
+#: Standard deviation of the grey, whose mean is 0.5.
+NOISE = 0.05
+
+
+def make_lines(count: int, seed: int, side: int = SIDE) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """``count`` volumes ``(count, 3, side, side, side)`` in 0 … 1 or so, and their labels in the same shape.
+
+    Both are the same for the same arguments. See `asked` for the voxels whose labels count.
+    """
+    random = np.random.RandomState(seed)
+    volumes = 0.5 + NOISE * random.standard_normal((count, 3, side, side, side))
+    labels = np.empty((count, 3, side, side, side), np.float32)
+    for axis in range(3):
+        marks = random.randint(0, 2, (count, side, side))
+        begin: list[slice | int] = [slice(None), axis, slice(None), slice(None), slice(None)]
+        begin[2 + axis] = slice(0, THICK)
+        volumes[tuple(begin)] = np.expand_dims(marks, 1 + axis)
+        labels[:, axis] = np.expand_dims(marks, 1 + axis)
+    return volumes.astype(np.float32), labels
+
+
+def asked(side: int = SIDE, far: int = FAR) -> NDArray[np.bool_]:
+    """Of each axis's labels those that count, ``(3, side, side, side)``: ``far`` places from the line's beginning on."""
+    beyond = np.arange(side) >= far
+    return np.stack([np.broadcast_to(beyond.reshape(shape), (side,) * 3) for shape in ((-1, 1, 1), (-1, 1), (-1,))])
