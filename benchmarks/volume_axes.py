@@ -31,10 +31,17 @@ def train(scan_axes: tuple[int, ...], steps: int, seed: int) -> list[float]:
     """The accuracies of the labels of axes z, h and w after so many steps."""
     torch.manual_seed(seed)
     model = UNet3D(
-        in_chans=3, num_classes=3, dims=(16, 24), depths=(1, 1), strides=(1, 2), mlp_ratio=2.0, scan_axes=scan_axes
+        in_chans=3,
+        num_classes=3,
+        dims=(24, 32),
+        depths=(2, 1),
+        strides=(1, 2),
+        ssm_ratio=2.0,
+        mlp_ratio=2.0,
+        scan_axes=scan_axes,
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
     where = torch.from_numpy(asked())
     for step in range(steps):
         volumes, labels = tensors(BATCH, seed=1000 * seed + step + 1)

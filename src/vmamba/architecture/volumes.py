@@ -91,7 +91,8 @@ class VolumeConfig(RuntimeOptions):
             raise ConfigError(
                 f"depths {self.depths}, dims {self.dims} and strides {self.strides} must have one entry a stage each"
             )
-        if not self.scan_axes or sorted(set(self.scan_axes)) != sorted(self.scan_axes) or max(self.scan_axes) > 2:
+        axes = set(self.scan_axes)
+        if not axes or len(axes) < len(self.scan_axes) or not axes <= {0, 1, 2}:
             raise ConfigError(f"scan_axes {self.scan_axes} must be distinct axes out of 0 (z), 1 (h) and 2 (w)")
         for name, legal in (("ssm_act_layer", tuple(ACTIVATIONS)), ("ssm_init", SSM_INITS)):
             value = getattr(self, name)
@@ -147,13 +148,13 @@ def _wholes(name: str, value: Any) -> tuple[int, ...]:
     return tuple(whole(name, one) for one in value)
 
 
-def _strides(value: Any) -> tuple[tuple[int, ...], ...]:
+def _strides(value: Any) -> tuple[tuple[int, int, int], ...]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise ConfigError(f"strides {value!r} is no list; give (z, h, w) for each stage")
     stages = tuple(_wholes("strides", one if isinstance(one, Iterable) else (one,) * 3) for one in value)
     if any(len(stage) != 3 or min(stage) < 1 for stage in stages):
         raise ConfigError(f"strides {stages} must be (z, h, w) for each stage, each at least 1")
-    return stages
+    return tuple((z, h, w) for z, h, w in stages)
 
 
 def _listed(value: Any) -> Any:

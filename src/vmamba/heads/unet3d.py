@@ -25,9 +25,9 @@ class ConvNormAct3d(nn.Sequential):
 class UpLevel(nn.Module):
     """Up to the next finer map's size, beside that map, and two convolutions."""
 
-    def __init__(self, dim: int, skip_dim: int, stride: Sequence[int]) -> None:
+    def __init__(self, dim: int, skip_dim: int, stride: tuple[int, int, int]) -> None:
         super().__init__()
-        self.up = nn.ConvTranspose3d(dim, skip_dim, tuple(stride), tuple(stride))
+        self.up = nn.ConvTranspose3d(dim, skip_dim, stride, stride)
         self.convs = nn.Sequential(ConvNormAct3d(2 * skip_dim, skip_dim), ConvNormAct3d(skip_dim, skip_dim))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -105,6 +105,4 @@ class UNet3D(nn.Module):
             return  # the encoder says what is wrong with other axes
         if any(size % stride for size, stride in zip(x.shape[2:], self.config.stride, strict=True)):
             given, stride = ("×".join(map(str, sizes)) for sizes in (x.shape[2:], self.config.stride))
-            raise InputError(
-                f"a volume of {given} is not a multiple of the stages' strides, {stride}; pad it"
-            )
+            raise InputError(f"a volume of {given} is not a multiple of the stages' strides, {stride}; pad it")

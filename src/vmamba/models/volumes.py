@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,11 +18,11 @@ from vmamba.scan.any_order import along
 class VolumeStep(nn.Module):
     """A convolution to the next stage's resolution and channels, and a norm."""
 
-    def __init__(self, dim: int, out_dim: int, stride: Sequence[int]) -> None:
+    def __init__(self, dim: int, out_dim: int, stride: tuple[int, int, int]) -> None:
         super().__init__()
         same = max(stride) == 1
-        size = (3, 3, 3) if same else tuple(stride)
-        self.conv = nn.Conv3d(dim, out_dim, size, tuple(stride), padding=1 if same else 0)
+        size = (3, 3, 3) if same else stride
+        self.conv = nn.Conv3d(dim, out_dim, size, stride, padding=1 if same else 0)
         self.norm = LayerNorm(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:

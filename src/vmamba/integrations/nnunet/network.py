@@ -20,8 +20,8 @@ def unet_of_plans(
         in_chans: channels of the images.
         num_classes: channels of the logits.
         deep_supervision: give logits for every level of the decoder, as nnU-Net trains.
-        **options: other fields of `VolumeConfig`. Without ``depths`` the stages at full resolution have no blocks, since
-            there maps are largest and range shortest, and every other stage has one.
+        **options: other fields of `VolumeConfig`. Without ``depths`` the stages at full resolution have no blocks,
+            since maps are largest there, and every other stage has one.
 
     Raises:
         ConfigError: plans of a 2-d network, or an option that is not legal.

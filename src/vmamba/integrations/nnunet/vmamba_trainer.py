@@ -50,10 +50,11 @@ class nnUNetTrainerVMamba(nnUNetTrainer):  # type: ignore[misc]  # noqa: N801 â€
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """AdamW without decay of vectors and of the recurrence's parameters, and nnU-Net's schedule."""
-        kept = {name for name, _ in self.network.named_parameters() if name.rsplit(".", 1)[-1] in ("A_logs", "Ds")}
-        decayed, others = [], []
+        decayed: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, parameter in self.network.named_parameters():
-            (others if parameter.dim() < 2 or name in kept else decayed).append(parameter)
-        groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+            own = parameter.dim() < 2 or name.rsplit(".", 1)[-1] in ("A_logs", "Ds", "dt_projs_bias")
+            (others if own else decayed).append(parameter)
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
