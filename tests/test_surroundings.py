@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 import vmamba
 from vmamba.kernels.native import library
-from vmamba.scan import cascade_scan, dispatch, selective_scan, ss2d_scan
+from vmamba.scan import cascade_scan, dispatch, selective_scan, ss2d_scan, ssd_scan
 
 Function = Callable[[Tensor], Tensor]
 B, H, W, D, N, R = 2, 5, 6, 8, 2, 3
@@ -84,14 +84,31 @@ def cascade_subject() -> Subject:
     return operator(cascade_scan, normal(B, H, W, D), *others)
 
 
+def ssd_subject() -> Subject:
+    heads, groups, length = 4, 2, 70
+    inputs = (
+        0.3 * normal(B, length, heads) - 1, -torch.exp(normal(heads)), normal(B, length, groups, N),
+        normal(B, length, groups, N + 1)[..., :N], normal(heads, 3), normal(heads) - 1,
+    )  # fmt: skip
+
+    def scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Tensor) -> Tensor:
+        b = x.shape[0]
+        return ssd_scan(x, dt[:b], A, B[:b], C[:b], *rest, dt_softplus=True)
+
+    return operator(scan, normal(B, length, heads, 3), *inputs)
+
+
 def model(**options: object) -> vmamba.VSSM:
     torch.manual_seed(0)
     return vmamba.create_model("vmamba_nano", **{"dims": [8, 16], "depths": [1, 1], "num_classes": 5, **options}).eval()
 
 
-def model_subject() -> Subject:
-    one = model()
-    return subject(one, normal(B, 3, 16, 24), model().double(), lambda: pickle.loads(pickle.dumps(copy.deepcopy(one))))
+def model_subject(**options: object) -> Subject:
+    one, exact = model(**options), model(**options).double()
+    return subject(one, normal(B, 3, 16, 24), exact, lambda: pickle.loads(pickle.dumps(copy.deepcopy(one))))
+
+
+MAMBA2 = {"forward_type": "m0_noz", "ssm_init": "v2", "ssm_d_state": 4, "ssm_dt_rank": 2}
 
 
 def optimized_subject() -> Subject:
@@ -109,7 +126,9 @@ SUBJECTS = {
     "selective_scan": scan_subject,
     "ss2d_scan": scan_2d_subject,
     "cascade": cascade_subject,
+    "ssd_scan": ssd_subject,
     "model": model_subject,
+    "mamba2 model": lambda: model_subject(**MAMBA2),
     "optimized": optimized_subject,
 }
 
@@ -326,6 +345,8 @@ def refused(name: str, surrounding: str, backend: str | None) -> str:
         if surrounding in TRANSFORMS:
             return "has no derivatives"
         return "built in" if backend == "torch" else ""
+    if name in ("ssd_scan", "mamba2 model"):  # plain operations: they go through all of these
+        return "no kernel for Mamba-2's scan" if backend == "oflex" else ""
     if backend == "oflex" and surrounding in TRANSFORMS:
         return "forward-mode differentiation cannot go through its kernels"
     # Asked for after the choice was made, which is oflex where nothing else is said.
@@ -359,9 +380,9 @@ def test_an_optimized_models_output_has_no_gradient(subjects: dict[str, Subject]
     assert not one.call(one.x.clone().requires_grad_()).requires_grad
 
 
-@pytest.mark.parametrize("forward_type", ["v05_noz", "v052dc"])
-def test_a_model_on_the_meta_device_gives_shapes(forward_type: str) -> None:
-    y = model(forward_type=forward_type).to("meta")(torch.empty(2, 3, 16, 24, device="meta"))
+@pytest.mark.parametrize("options", [{}, {"forward_type": "v052dc"}, MAMBA2], ids=str)
+def test_a_model_on_the_meta_device_gives_shapes(options: dict[str, object]) -> None:
+    y = model(**options).to("meta")(torch.empty(2, 3, 16, 24, device="meta"))
     assert y.shape == (2, 5)
     assert y.device.type == "meta"
 

@@ -1,7 +1,6 @@
 """Parity of the classifiers and the backbone: ``small/`` and ``full/``, each a manifest and one file a case.
 
-Weights and inputs are not stored: `parity_fill.fill` draws them from their names. Cases of the Mamba-2 layers are left
-out.
+Weights and inputs are not stored: `parity_fill.fill` draws them from their names.
 """
 
 from __future__ import annotations
@@ -34,23 +33,17 @@ class Errors(NamedTuple):
     stages: float | None = None
 
 
-def is_mamba2(case: dict[str, Any]) -> bool:
-    """Whether a case needs the Mamba-2 layers."""
-    return "m0" in case["name"].split("_") or case.get("model", "").endswith("_m2")
-
-
 def small_cases(folder: Path) -> Iterator[tuple[dict[str, Any], list[tuple[str, list[int]]]]]:
     """Every case of ``small/`` with the ordered keys of its upstream model."""
     manifest = json.loads((folder / "small/manifest.json").read_text())
     for case in manifest["cases"]:
-        if not is_mamba2(case):
-            yield case, manifest["keysets"][case["keyset"]]
+        yield case, manifest["keysets"][case["keyset"]]
 
 
 def full_cases(folder: Path) -> list[dict[str, Any]]:
     """Every case of ``full/``."""
-    manifest = json.loads((folder / "full/manifest.json").read_text())
-    return [case for case in manifest["cases"] if not is_mamba2(case)]
+    cases: list[dict[str, Any]] = json.loads((folder / "full/manifest.json").read_text())["cases"]
+    return cases
 
 
 def filled(key: str, shape: list[int], case: dict[str, Any]) -> Tensor:

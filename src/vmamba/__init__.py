@@ -31,6 +31,7 @@ from vmamba.scan import (
     selective_scan,
     selective_scan_fn,
     ss2d_scan,
+    ssd_scan,
 )
 from vmamba.version import __version__
 from vmamba.weights import infer_config, load_weights, read_weights, save_weights
@@ -81,6 +82,7 @@ __all__ = [
     "selective_scan",
     "selective_scan_fn",
     "ss2d_scan",
+    "ssd_scan",
     "train",
     "warm",
 ]

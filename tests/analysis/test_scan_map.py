@@ -12,12 +12,12 @@ from vmamba.analysis.scan_map import attention_matrix, scan_map, scan_row
 from vmamba.errors import ConfigError
 from vmamba.layers.ss2d import SS2D
 
-MODES = ["v05_noz", "v051d_noz", "v052d_noz", "v052d3_noz"]
+MODES = ["v05_noz", "v051d_noz", "v052d_noz", "v052d3_noz", "m0_noz"]
 
 
 def layer_and_input(forward_type: str, d_state: int, h: int = 5, w: int = 7) -> tuple[SS2D, Tensor]:
     torch.manual_seed(0)
-    layer = SS2D(12, d_state=d_state, ssm_ratio=1.0, forward_type=forward_type, initialize="v2")
+    layer = SS2D(12, d_state=d_state, dt_rank=3, ssm_ratio=1.0, forward_type=forward_type, initialize="v2")
     for parameter in layer.parameters():  # so that every term of the recurrence counts
         torch.nn.init.normal_(parameter, std=0.5)
     return layer, torch.randn(1, h, w, 12)
@@ -51,10 +51,10 @@ def test_a_row_in_float64_is_exact() -> None:
     assert torch.allclose(found.reproduced(), found.output, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["vmamba_nano", "vanilla_vmamba_tiny"])
+@pytest.mark.parametrize("name", ["vmamba_nano", "vanilla_vmamba_tiny", "vmamba_tiny_m2"])
 def test_a_model(name: str) -> None:
     torch.manual_seed(1)
-    small = {"depths": (1, 2), "dims": (8, 16)} if name.startswith("vanilla") else {}
+    small = {"depths": (1, 2), "dims": (8, 16)} if name != "vmamba_nano" else {}
     model = vmamba.create_model(name, **small).train()
     image = torch.randn(3, 64, 96)
     found = scan_map(model, image, (40, 95), stage=0)

@@ -182,6 +182,14 @@ def test_without_the_scans_library_it_says_how_long_aoti_takes(
     assert ("more than ten minutes" in said.getvalue()) == warned
 
 
+def test_of_mamba2_too_it_says_how_long_aoti_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = weight_file(tmp_path / "w.safetensors", **TINIEST, forward_type="m0_noz", ssm_init="v2", ssm_d_state=4)
+    fake_target(monkeypatch, to="aoti")
+    said = io.StringIO()
+    export(ExportConfig(str(source), "aoti", tmp_path / "m.pt2", "height"), Console(file=said, width=200))
+    assert "inductor compiles Mamba-2's scan for all sizes itself" in said.getvalue()
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     seen: list[ExportConfig] = []

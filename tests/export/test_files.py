@@ -23,6 +23,7 @@ openvino = pytest.importorskip("openvino")
 pytestmark = pytest.mark.long
 
 EVERY = "batch,height,width"
+MAMBA2 = {"forward_type": "m0_noz", "ssm_init": "v2", "ssm_d_state": 4, "ssm_dt_rank": 2}
 NAMES = {"onnx": "m.onnx", "openvino": "m.xml", "torch-export": "m.pt2", "aoti": "m.pt2"}
 Make = Callable[..., tuple[Exported, Trained]]
 
@@ -67,6 +68,23 @@ def test_onnx_gives_the_models_logits_at_any_size(forward_type: str, n: int, tmp
         pixels = pixels_of(*shape)
         with torch.inference_mode():
             assert_same(onnx_logits(path, pixels), model(pixels))
+
+
+@pytest.mark.parametrize(
+    ("to", "dynamic"),
+    [
+        ("onnx", ""),
+        ("onnx", EVERY),
+        ("openvino", EVERY),
+        ("torch-export", ""),
+        ("torch-export", EVERY),
+        pytest.param("aoti", EVERY, marks=pytest.mark.endless),  # minutes of compiling
+    ],
+)
+def test_a_model_that_scans_as_mamba2(to: str, dynamic: str, tmp_path: Path) -> None:
+    source = weight_file(tmp_path / "w.safetensors", **TINIEST, **MAMBA2)
+    # `export` itself compares the logits, at a second size too where that is open.
+    assert export(ExportConfig(str(source), to, tmp_path / NAMES[to], dynamic)).error <= 1e-4
 
 
 def test_the_node_count_does_not_depend_on_the_image_size(make: Make, tmp_path: Path) -> None:

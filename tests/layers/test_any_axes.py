@@ -212,6 +212,7 @@ def test_mistakes_with_states() -> None:
         (lambda: SS1D(8, d_conv=4, causal=False), "d_conv 4 would shrink"),
         (lambda: SS2D(8, forward_type="v052d", scan_orders="cross"), r"'v052d' names directions.*\(bidi\)"),
         (lambda: SS2D(8, forward_type="v052dc", share_directions=True), "cascade2d"),
+        (lambda: SS2D(8, forward_type="m0_noz", initialize="v2", scan_orders="cross"), "Mamba-2.s scan, has neither"),
         (lambda: SS2D(8, scan_orders=cross(3)), "maps with 3 axes, but the layer's have 2"),
         (lambda: SS3D(8, scan_orders="diagonal"), "not of 3 axes"),
         (lambda: SS3D(8, out_norm="dwconv3"), "out_norm 'dwconv3' is unknown here; legal: ln, none"),

@@ -37,6 +37,9 @@ def test_named_models_are_what_upstream_publishes(name):
     rates = [block.drop_path.p for stage in model.stages() for block in stage.blocks]
     assert rates == pytest.approx(facts["drop_path"], abs=1e-6)
     published = VARIANTS[name].published
+    if facts["published"] is None:
+        assert published is None
+        return
     assert (published.top1, published.params_m, published.flops_g) == (
         facts["published"]["top1"],
         facts["published"]["params_M"],

@@ -12,7 +12,7 @@ from scan_cases import NAMES, check, runnable, with_gradients
 
 from vmamba.layers.downsample import merge_patches
 from vmamba.layers.patch_embed import resize_pos_embed
-from vmamba.scan import selective_scan, selective_scan_reference
+from vmamba.scan import selective_scan, selective_scan_reference, ssd_scan, ssd_scan_reference
 
 FOLDER = Path(__file__).parents[1] / "parity/ops"
 MANIFEST = json.loads((FOLDER / "manifest.json").read_text())
@@ -65,6 +65,39 @@ def test_selective_scan(backend, case):
     for name, gradient in zip(NAMES, gradients, strict=True):
         if gradient is not None:
             check(gradient, want[f"d{name}"], 1e-10 if exact else 1e-4, f"d{name}")
+
+
+def ssd_inputs(case):
+    b, length, g, h, p, n = (case[letter] for letter in "BLGHPN")
+    values = {
+        "x": unit("x", b, length, h, p),
+        "dt": 0.5 * unit("dt", b, length, h),
+        "A": -torch.exp(0.5 * unit("A", 1, h)[0]),
+        "B": unit("B", b, length, g, n),
+        "C": unit("C", b, length, g, n) / math.sqrt(n),
+        "D": draw("D", h, p),
+        "dt_bias": draw("dt_bias", h) - 3,
+    }
+    return values | ({"initial_states": unit("initial_states", b, h, p, n)} if case["has_initial_states"] else {})
+
+
+@pytest.mark.parametrize("case", MANIFEST["ssd"], ids=[case["name"] for case in MANIFEST["ssd"]])
+@pytest.mark.parametrize("how", ["reference", "float64", "float32", "chunk of 5"])
+def test_ssd_scan(how, case):
+    want = load_file(FOLDER / case["file"])
+    dtype = torch.float32 if how == "float32" else torch.float64
+    leaves = {name: value.to(dtype).requires_grad_() for name, value in ssd_inputs(case).items()}
+    if how == "reference":
+        y, last = ssd_scan_reference(**leaves, dt_softplus=True)
+    else:
+        chunk = 5 if how == "chunk of 5" else None
+        y, last = ssd_scan(**leaves, dt_softplus=True, return_final_states=True, chunk_size=chunk)
+    gradients = torch.autograd.grad((y.double() * unit("dout", *y.shape)).sum(), list(leaves.values()))
+    exact = how != "float32"
+    check(y, want["out"], 1e-10 if exact else 1e-5, "y")
+    check(last, want["final_state"], 1e-10 if exact else 1e-5, "final_state")
+    for name, gradient in zip(leaves, gradients, strict=True):
+        check(gradient, want[f"d{name}"], 1e-10 if exact else 1e-4, f"d{name}")
 
 
 def test_patch_merging():

@@ -155,7 +155,7 @@ def changed(**values):
         ({}, "no layers.0.blocks.0; it has nothing"),
         ({"conv1.weight": torch.empty(4, 3, 7, 7)}, "it has conv1.weight"),
         (changed(layers__0__blocks__0__op__A_logs=None), "no layers.0.blocks.0.op.A_logs"),
-        (changed(layers__0__blocks__0__op__dt_projs_weight=None), "Mamba-2"),
+        (changed(layers__0__blocks__0__op__dt_projs_weight=None), "no layers.0.blocks.0.op.dt_projs_weight"),
         (changed(layers__0__downsample__1__weight=(24, 8, 5, 5)), "side 5"),
         (changed(patch_embed__0__weight=(8, 48)), "patch_embed.0.weight has shape"),
         (changed(layers__0__blocks__0__op__out_proj__weight=(8,)), "want \\(out, in\\)"),

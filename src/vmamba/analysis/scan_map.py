@@ -187,6 +187,11 @@ def _sequences(
         low_rank, B, C = torch.stack([to_sequence(maps[:, i], one) for i, one in enumerate(directions)], 1).split(
             [r, n, n], dim=2
         )
-        delta = torch.einsum("kdr,bkrl->bkdl", layer.dt_projs_weight.to(full), low_rank).flatten(1, 2)
-        A = -torch.exp(layer.A_logs.to(full))
-        return u, delta.contiguous(), A, B.contiguous(), C.contiguous(), layer.dt_projs_bias.to(full).flatten()
+        A, bias = -torch.exp(layer.A_logs.to(full)), layer.dt_projs_bias.to(full)
+        if layer.forward_type.family == "m0":  # what a head has is each of its channels'
+            delta = low_rank.repeat_interleave(d // r, 2)
+            A, bias = (t.repeat_interleave(d // r, 1) for t in (A, bias))
+            A = A.flatten()[:, None].repeat(1, n)
+        else:
+            delta = torch.einsum("kdr,bkrl->bkdl", layer.dt_projs_weight.to(full), low_rank)
+        return u, delta.flatten(1, 2).contiguous(), A, B.contiguous(), C.contiguous(), bias.flatten()

@@ -13,7 +13,7 @@ from vmamba.errors import ConfigError, nearest
 from vmamba.layers.activation import ACTIVATIONS
 from vmamba.layers.forward_type import ForwardType
 from vmamba.layers.norm import NORMS
-from vmamba.layers.ssm_init import SSM_INITS
+from vmamba.layers.ssm_init import SSM_INITS, check_mamba2_init
 from vmamba.scan.dispatch import check_name
 
 _logger = logging.getLogger("vmamba")
@@ -37,7 +37,7 @@ class Architecture:
         ssm_conv: side of SS2D's depthwise convolution; below 2 there is none.
         ssm_conv_bias: whether it has a bias.
         ssm_drop_rate: dropout after SS2D.
-        ssm_init: v0, v1 or v2.
+        ssm_init: v0, v1 or v2; forward type m0 has v1 and v2.
         forward_type: upstream's string, see `ForwardType`.
         mlp_ratio: the MLP's hidden width over channels; 0 leaves it out.
         mlp_act_layer: its activation.
@@ -142,7 +142,8 @@ class Architecture:
             value = getattr(self, name)
             if value not in legal:
                 raise ConfigError(f"{name} {value!r} is unknown; legal: {', '.join(legal)}{nearest(value, legal)}")
-        ForwardType.parse(self.forward_type)
+        if ForwardType.parse(self.forward_type).family == "m0" and self.ssm_ratio:
+            check_mamba2_init(self.ssm_init)
 
     @property
     def stem_stride(self) -> int:

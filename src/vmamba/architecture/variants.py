@@ -49,6 +49,14 @@ _S2: dict[str, Any] = {
     "patchembed_version": "v2",
 }
 _S1: dict[str, Any] = {**_S2, "ssm_ratio": 1.0}
+_M2: dict[str, Any] = {
+    **_S1,
+    "ssm_d_state": 64,
+    "ssm_act_layer": "gelu",
+    "ssm_init": "v2",
+    "forward_type": "m0_noz",
+    "norm_layer": "ln",
+}
 _96 = (96, 192, 384, 768)
 _128 = (128, 256, 512, 1024)
 
@@ -75,6 +83,10 @@ VARIANTS: dict[str, Variant] = {
     "vmamba_tiny_s1l8": _variant("s1", _S1, (2, 2, 8, 2), _96, 0.2, (82.6, 30, 4.9)),
     "vmamba_small_s1l20": _variant("s1", _S1, (2, 2, 20, 2), _96, 0.3, (83.3, 49, 8.6)),
     "vmamba_base_s1l20": _variant("s1", _S1, (2, 2, 20, 2), _128, 0.5, (83.8, 87, 15.2)),
+    # Mamba-2's scan. Upstream publishes neither weights nor figures.
+    "vmamba_tiny_m2": _variant("m2", _M2, (2, 2, 4, 2), _96, 0.2),
+    "vmamba_small_m2": _variant("m2", _M2, (2, 2, 12, 2), _96, 0.3),
+    "vmamba_base_m2": _variant("m2", _M2, (2, 2, 12, 2), _128, 0.3),
     # Ours: small enough to train on a laptop's CPU, with every part of the s1 models.
     "vmamba_nano": _variant("s1", {**_S1, "mlp_ratio": 2.0}, (1, 1, 2, 1), (32, 64, 128, 256), 0.05),
 }

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vmamba.errors import ConfigError, ExportError, OutputError, VMambaError, nearest
 from vmamba.export.aoti import kernel_library
-from vmamba.export.graph import AXES, Graph
+from vmamba.export.graph import AXES, Graph, scans_as_mamba2
 from vmamba.export.source import Source, load_source
 from vmamba.export.targets import TARGETS, Runner
 from vmamba.kernels.native import library as native
@@ -110,7 +110,10 @@ def export(config: ExportConfig, console: Console | None = None) -> Exported:
     if source.warning:
         say(f"warning: {source.warning}", "yellow")
     say(f"exporting {source.described}")
-    if config.to == "aoti" and {"height", "width"} & set(config.axes) and kernel_library() is None:
+    open_sizes = {"height", "width"} & set(config.axes)
+    if config.to == "aoti" and open_sizes and scans_as_mamba2(source.model):
+        say("warning: inductor compiles Mamba-2's scan for all sizes itself, which takes many minutes", "yellow")
+    elif config.to == "aoti" and open_sizes and kernel_library() is None:
         say(
             "warning: without the compiled kernels' static library inductor compiles the scan for all sizes itself, "
             f"which takes far more than ten minutes; {native.MEND}, with torch 2.8 or newer",

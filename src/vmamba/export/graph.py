@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vmamba.errors import ExportError
 from vmamba.export import block_scan, row_scan
+from vmamba.layers import SS2D
 from vmamba.scan.dispatch import backend, stand_in
 
 #: Axes of the images that can be left open, by name.
@@ -56,7 +57,8 @@ class Graph:
         dims = {AXES[axis]: torch.export.Dim.AUTO for axis in self.axes}
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            stack.enter_context(backend("oflex" if scan is ScanForm.KERNEL else "torch"))
+            kernel = scan is ScanForm.KERNEL and not scans_as_mamba2(self.model)
+            stack.enter_context(backend("oflex" if kernel else "torch"))
             if scan is ScanForm.ROWS:
                 stack.enter_context(stand_in("torch", row_scan))
             elif scan is ScanForm.PLAIN and not {"height", "width"} & set(self.axes):
@@ -72,6 +74,11 @@ class Graph:
         name = program.graph_signature.user_inputs[0]
         (pixels,) = (node for node in program.graph.nodes if node.op == "placeholder" and node.name == name)
         return [pixels.meta["val"].shape[AXES[axis]] for axis in self.axes]
+
+
+def scans_as_mamba2(model: nn.Module) -> bool:
+    """Whether its scans are Mamba-2's, which are matrix products in every file: ``"oflex"`` has no kernel for them."""
+    return any(isinstance(part, SS2D) and part.forward_type.family == "m0" for part in model.modules())
 
 
 class _Cast(nn.Module):

@@ -117,7 +117,7 @@ class PackedSS2D(Recordable):
     def __init__(self, norm: nn.Module, op: SS2D, dtype: torch.dtype) -> None:
         super().__init__()
         kind = op.forward_type
-        assert op.conv2d is not None
+        assert isinstance(op.conv2d, Conv2d)
         self.scan_mode, self.d_inner = kind.scan_mode, op.d_inner
         in_weight, in_bias, self.norm_eps = fold(norm, op.in_proj)
         d = op.d_inner

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 
-Operator = Literal["selective_scan", "ss2d_scan"]
+Operator = Literal["selective_scan", "ss2d_scan", "ssd_scan"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ScanCall(NamedTuple):
     Attributes:
         op: the operator.
         device: ``torch.device.type``.
-        dtype: of ``u`` (`selective_scan`) or ``x`` (`ss2d_scan`).
+        dtype: of ``u`` (`selective_scan`) or ``x`` (`ss2d_scan`, `ssd_scan`).
         states: ``n``.
         elements: ``b·k·d·l``; None where a traced graph leaves sizes open.
         gradients: whether backward will be asked for.

@@ -29,6 +29,7 @@ _BASES: dict[str, tuple[str, bool]] = {
     "v052d": ("bidi", False),
     "v052d3": ("rot2d", False),
     "v052dc": ("cascade2d", False),
+    "m0": ("cross2d", False),
 }
 _OUT_NORMS: dict[str, OutNorm] = {
     "onnone": "none",
@@ -44,7 +45,8 @@ _POSTFIXES = ("no32", "oact", "noz", "nozact", *_OUT_NORMS)
 class ForwardType:
     """What a forward-type string asks of an SS2D layer."""
 
-    family: Literal["v0", "v2"]  # v0: always gated, biased 3×3 convolution, SiLU, init v0
+    #: v0: always gated, biased 3×3 convolution, SiLU, init v0. m0: Mamba-2's scan, never gated.
+    family: Literal["v0", "v2", "m0"]
     scan_mode: str  # cross2d, unidi, bidi, rot2d or cascade2d
     cast_float32: bool  # the scan's inputs are cast to float32
     gate: bool  # in_proj gives x and z, and the output is multiplied by z
@@ -84,9 +86,11 @@ class ForwardType:
             raise ConfigError(
                 f"forward_type {text!r}: '_noz' drops the gate, so '_nozact' has nothing to act on; drop one"
             )
-        family: Literal["v0", "v2"] = "v0" if base in ("v0", "v0seq") else "v2"
+        family: Literal["v0", "v2", "m0"] = "v0" if base in ("v0", "v0seq") else "m0" if base == "m0" else "v2"
         if family == "v0" and words:
             raise ConfigError(f"forward_type {text!r}: {base!r} takes no postfixes; use 'v01' for the same with them")
+        if family == "m0" and "noz" not in words:
+            raise ConfigError(f"forward_type {text!r}: 'm0', Mamba-2's scan, has no gate; give {f'{text}_noz'!r}")
         scan_mode, cast_float32 = _BASES[base]
         return cls(
             family=family,

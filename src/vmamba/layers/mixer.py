@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from vmamba.layers.basic import Pointwise
 from vmamba.layers.chain import chain
 from vmamba.layers.forward_type import ForwardType
 from vmamba.layers.norm import normed
-from vmamba.layers.ssm_init import DIRECTIONS, init_projection_weight, init_scan_parameters
+from vmamba.layers.ssm_init import DIRECTIONS, init_projection_weight
 from vmamba.scan.any_order import ScanOrder, order_scan
 from vmamba.scan.dispatch import ambient, check_name
 
@@ -29,7 +29,7 @@ class ScanMixer(nn.Module):
             `SS2D`.
         make_conv: builds the depthwise convolution over ``d_inner`` channels, or gives None for none.
         make_out_norm: builds what follows the scan.
-        init: the other arguments of `init_scan_parameters`, its mode first.
+        draw: draws the recurrence's parameters for ``d``, ``n``, ``r`` and so many directions.
         scan_orders: the directions, or None where the subclass scans in `ForwardType`'s scan mode.
         share_directions: one set of scan parameters for all directions.
 
@@ -45,7 +45,7 @@ class ScanMixer(nn.Module):
 
     A_logs: nn.Parameter
     Ds: nn.Parameter
-    dt_projs_weight: nn.Parameter
+    dt_projs_weight: nn.Parameter  # but in m0
     dt_projs_bias: nn.Parameter
 
     def __init__(
@@ -60,7 +60,7 @@ class ScanMixer(nn.Module):
         make_out_norm: Callable[[int], nn.Module],
         dropout: float,
         bias: bool,
-        init: Mapping[str, Any],
+        draw: Callable[[int, int, int, int], Mapping[str, Tensor]],
         scan_orders: tuple[ScanOrder, ...] | None,
         share_directions: bool,
         channel_first: bool,
@@ -88,7 +88,7 @@ class ScanMixer(nn.Module):
         self.act = make_activation(act_layer)
         setattr(self, self.CONV, make_conv(d))
         self.x_proj_weight = nn.Parameter(init_projection_weight(r + 2 * n, d, sets))
-        for name, value in init_scan_parameters(d_inner=d, d_state=n, dt_rank=r, directions=sets, **init).items():
+        for name, value in draw(d, n, r, sets).items():
             self.register_parameter(name, nn.Parameter(value))
         if kind.family == "v0":
             self.out_norm = make_out_norm(d)
@@ -143,11 +143,13 @@ class ScanMixer(nn.Module):
         """The parameters of the recurrence enter in full precision, whatever the module was cast to."""
         return torch.float64 if self.A_logs.dtype == torch.float64 else torch.float32
 
+    def _in_full(self, parameter: Tensor) -> Tensor:
+        return parameter.to(self._full)
+
     def _recurrence(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``dt_weight (k, d, r)``, ``dt_bias (k, d)``, ``A (k·d, n)`` and ``D (k·d)`` of all directions."""
-        full, k = self._full, self.directions
-        A = -torch.exp(self.A_logs.to(full))
-        D, dt_weight, dt_bias = (t.to(full) for t in (self.Ds, self.dt_projs_weight, self.dt_projs_bias))
+        k, A = self.directions, -torch.exp(self._in_full(self.A_logs))
+        D, dt_weight, dt_bias = map(self._in_full, (self.Ds, self.dt_projs_weight, self.dt_projs_bias))
         if self.share_directions:
             A, D = A.repeat(k, 1), D.repeat(k)
             dt_weight, dt_bias = dt_weight.expand(k, -1, -1), dt_bias.expand(k, -1)

@@ -13,6 +13,7 @@ from vmamba.layers.conv import DepthwiseConv1d
 from vmamba.layers.forward_type import OutNorm
 from vmamba.layers.mixer import ScanMixer
 from vmamba.layers.ss3d import make_places_norm, surroundings
+from vmamba.layers.ssm_init import init_scan_parameters
 from vmamba.scan import selective_scan
 from vmamba.scan.any_order import AxisOrder, ScanOrders, orders_of
 from vmamba.scan.dispatch import ambient
@@ -87,6 +88,21 @@ class SS1D(ScanMixer):
         if not causal and d_conv > 1 and d_conv % 2 == 0:
             raise ConfigError(f"d_conv {d_conv} would shrink the sequence; give an odd number, or causal=True")
         orders = (AxisOrder((0,)),) if causal else orders_of("cross" if scan_orders is None else scan_orders, 1)
+
+        def draw(d: int, n: int, r: int, sets: int) -> dict[str, Tensor]:
+            return init_scan_parameters(
+                initialize,
+                d,
+                n,
+                r,
+                dt_min=dt_min,
+                dt_max=dt_max,
+                dt_init=dt_init,
+                dt_scale=dt_scale,
+                dt_init_floor=dt_init_floor,
+                directions=sets,
+            )
+
         super().__init__(
             surroundings(gate, out_norm),
             d_model,
@@ -98,14 +114,7 @@ class SS1D(ScanMixer):
             lambda d: make_places_norm(out_norm, d),
             dropout,
             bias,
-            {
-                "mode": initialize,
-                "dt_min": dt_min,
-                "dt_max": dt_max,
-                "dt_init": dt_init,
-                "dt_scale": dt_scale,
-                "dt_init_floor": dt_init_floor,
-            },
+            draw,
             orders,
             share_directions,
             channel_first,

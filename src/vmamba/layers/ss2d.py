@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from vmamba.errors import ConfigError
@@ -13,7 +14,8 @@ from vmamba.layers.basic import Conv2d
 from vmamba.layers.forward_type import ForwardType, OutNorm
 from vmamba.layers.mixer import ScanMixer
 from vmamba.layers.norm import LayerNorm
-from vmamba.scan import cascade_scan, ss2d_scan
+from vmamba.layers.ssm_init import init_mamba2_parameters, init_scan_parameters
+from vmamba.scan import cascade_scan, ss2d_scan, ssd2d_scan
 from vmamba.scan.any_order import ScanOrders, orders_of
 from vmamba.scan.dispatch import ambient
 
@@ -44,7 +46,8 @@ class SS2D(ScanMixer):
         d_model: channels ``c`` in and out.
         d_state: state size ``n``, or ``"auto"`` for ``⌈c / 6⌉``.
         ssm_ratio: ``d_inner = int(ssm_ratio · c)``.
-        dt_rank: rank ``r`` of the step projection, or ``"auto"`` for ``⌈c / 16⌉``.
+        dt_rank: rank ``r`` of the step projection, or ``"auto"`` for ``⌈c / 16⌉``; with forward type ``m0`` the heads
+            of each direction.
         act_layer: activation of the convolution's output and of the gate; a name or a class.
         d_conv: side of the depthwise convolution; below 2 there is none.
         conv_bias: whether that convolution has a bias.
@@ -54,7 +57,8 @@ class SS2D(ScanMixer):
             `init_scan_parameters`.
         initialize: ``"v0"``, ``"v1"`` or ``"v2"``, see `init_scan_parameters`.
         forward_type: upstream's string, see `ForwardType`. ``v0`` and ``v0seq`` always have a biased 3×3
-            convolution, SiLU, no projection bias and init ``v0``.
+            convolution, SiLU, no projection bias and init ``v0``. ``m0`` scans as Mamba-2 does (`ssd_scan`): one decay
+            a head, no step projection; it is never gated (``m0_noz``) and has init ``v1`` or ``v2`` only.
         scan_orders: in which directions the map is read, in place of the forward type's four: a name out of
             ``cross``, ``diagonal`` and ``windows``, or a list of `AxisOrder`, `IndexOrder`, `RuleOrder` or functions
             ``(h, w) → places``. Each direction has parameters of its own, in this order.
@@ -71,7 +75,7 @@ class SS2D(ScanMixer):
     SIZES = "h, w"
     CONV = "conv2d"
 
-    conv2d: Conv2d | None
+    conv2d: nn.Module | None
 
     def __init__(
         self,
@@ -102,16 +106,39 @@ class SS2D(ScanMixer):
         if d_conv > 1 and d_conv % 2 == 0:
             raise ConfigError(f"ssm_conv {d_conv} would shrink the map; give an odd number, or one below 2 for none")
         orders = None if scan_orders is None else orders_of(scan_orders, 2)
+        if (orders is not None or share_directions) and kind.family == "m0":
+            raise ConfigError(
+                f"forward_type {forward_type!r}, Mamba-2's scan, has neither scan_orders nor share_directions; with them "
+                "give another, such as 'v05_noz'"
+            )
         if (orders is not None or share_directions) and kind.scan_mode != "cross2d":
             raise ConfigError(
                 f"forward_type {forward_type!r} names directions of its own ({kind.scan_mode}); with scan_orders or "
                 "share_directions give one of the cross-scan, such as 'v05_noz'"
             )
 
-        def make_conv(d: int) -> Conv2d | None:
+        def make_conv(d: int) -> nn.Module | None:
             if d_conv <= 1:
                 return None
-            return Conv2d(d, d, kernel_size=d_conv, padding=(d_conv - 1) // 2, groups=d, bias=conv_bias)
+            conv = Conv2d(d, d, kernel_size=d_conv, padding=(d_conv - 1) // 2, groups=d, bias=conv_bias)
+            # Upstream permutes before and after the convolution in m0, which shows in its key.
+            return conv if kind.family != "m0" else nn.Sequential(OrderedDict([("1", conv)]))
+
+        def draw(d: int, n: int, r: int, sets: int) -> dict[str, Tensor]:
+            if kind.family == "m0":
+                return init_mamba2_parameters(initialize, d, r)
+            return init_scan_parameters(
+                initialize,
+                d,
+                n,
+                r,
+                dt_min=dt_min,
+                dt_max=dt_max,
+                dt_init=dt_init,
+                dt_scale=dt_scale,
+                dt_init_floor=dt_init_floor,
+                directions=sets,
+            )
 
         super().__init__(
             kind,
@@ -124,14 +151,7 @@ class SS2D(ScanMixer):
             lambda d: make_out_norm(kind.out_norm, d),
             dropout,
             bias,
-            {
-                "mode": initialize,
-                "dt_min": dt_min,
-                "dt_max": dt_max,
-                "dt_init": dt_init,
-                "dt_scale": dt_scale,
-                "dt_init_floor": dt_init_floor,
-            },
+            draw,
             orders,
             share_directions,
             channel_first,
@@ -142,7 +162,15 @@ class SS2D(ScanMixer):
         """The scan itself: ``x (b, h, w, d) → y (b, h, w, d)``, float32 (float64 for float64 ``x``)."""
         if self.scan_orders is not None:
             return super().scan(x)
-        mode, backend = self.forward_type.scan_mode, ambient(self.selective_scan_backend)
+        kind, backend = self.forward_type, ambient(self.selective_scan_backend)
+        mode = kind.scan_mode
+        if kind.family == "m0":
+            A, D, dt_bias = (
+                -torch.exp(self._in_full(self.A_logs)),
+                self._in_full(self.Ds),
+                self._in_full(self.dt_projs_bias),
+            )
+            return ssd2d_scan(*self._projected(x), dt_bias, A, D, mode, backend=backend)
         recurrence = self._recurrence()
         if mode == "cascade2d":
             return cascade_scan(x, self.x_proj_weight, *recurrence, backend=backend)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 from vmamba.errors import ConfigError, nearest
 from vmamba.layers.activation import SoftmaxOverPlaces
@@ -12,6 +12,7 @@ from vmamba.layers.conv import DepthwiseConv3d
 from vmamba.layers.forward_type import ForwardType, OutNorm
 from vmamba.layers.mixer import ScanMixer
 from vmamba.layers.norm import LayerNorm
+from vmamba.layers.ssm_init import init_scan_parameters
 from vmamba.scan.any_order import ScanOrders, orders_of
 
 #: What may follow the scan of maps that have not two axes.
@@ -96,6 +97,21 @@ class SS3D(ScanMixer):
     ) -> None:
         if d_conv > 1 and d_conv % 2 == 0:
             raise ConfigError(f"d_conv {d_conv} would shrink the volume; give an odd number, or one below 2 for none")
+
+        def draw(d: int, n: int, r: int, sets: int) -> dict[str, Tensor]:
+            return init_scan_parameters(
+                initialize,
+                d,
+                n,
+                r,
+                dt_min=dt_min,
+                dt_max=dt_max,
+                dt_init=dt_init,
+                dt_scale=dt_scale,
+                dt_init_floor=dt_init_floor,
+                directions=sets,
+            )
+
         super().__init__(
             surroundings(gate, out_norm),
             d_model,
@@ -107,14 +123,7 @@ class SS3D(ScanMixer):
             lambda d: make_places_norm(out_norm, d),
             dropout,
             bias,
-            {
-                "mode": initialize,
-                "dt_min": dt_min,
-                "dt_max": dt_max,
-                "dt_init": dt_init,
-                "dt_scale": dt_scale,
-                "dt_init_floor": dt_init_floor,
-            },
+            draw,
             orders_of("cross" if scan_orders is None else scan_orders, 3),
             share_directions,
             channel_first,

@@ -11,6 +11,7 @@ from vmamba.errors import ConfigError, nearest
 
 DIRECTIONS = 4
 SSM_INITS = ("v0", "v1", "v2")
+MAMBA2_INITS = ("v1", "v2")
 DT_INITS = ("random", "constant")
 
 
@@ -65,6 +66,37 @@ def init_scan_parameters(
     else:
         raise ConfigError(f"ssm_init {mode!r} is unknown; legal: {', '.join(SSM_INITS)}")
     return {"A_logs": A_logs, "Ds": Ds, "dt_projs_weight": weight, "dt_projs_bias": bias}
+
+
+def init_mamba2_parameters(mode: str, d_inner: int, heads: int) -> dict[str, Tensor]:
+    """Draw ``Ds (4, r, d/r)``, ``A_logs (4, r)`` and ``dt_projs_bias (4, r)`` of Mamba-2's scan with ``r`` heads.
+
+    Modes ``v1`` and ``v2`` as of `init_scan_parameters`, one decay and one step bias a head.
+
+    Raises:
+        ConfigError: another mode, or channels that the heads cannot share evenly.
+    """
+    check_mamba2_init(mode)
+    if d_inner % heads:
+        raise ConfigError(
+            f"Mamba-2's scan (forward type 'm0') cuts the {d_inner} channels of d_inner into dt_rank {heads} heads; "
+            "give a dt_rank that divides them"
+        )
+    shape = DIRECTIONS, heads
+    return {
+        "Ds": torch.ones(*shape, d_inner // heads),
+        "A_logs": torch.randn(shape) if mode == "v1" else torch.zeros(shape),
+        "dt_projs_bias": 0.1 * (torch.randn(shape) if mode == "v1" else torch.rand(shape)),
+    }
+
+
+def check_mamba2_init(mode: str) -> None:
+    """Raise `ConfigError` unless Mamba-2's scan has this init."""
+    if mode not in MAMBA2_INITS:
+        raise ConfigError(
+            f"forward type 'm0' has no ssm_init {mode!r}, which draws a decay for every channel; legal with it: "
+            f"{', '.join(MAMBA2_INITS)}"
+        )
 
 
 def init_projection_weight(rows: int, d_inner: int, directions: int = DIRECTIONS) -> Tensor:

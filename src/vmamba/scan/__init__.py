@@ -1,4 +1,4 @@
-"""Tensors in, tensors out: the selective scan, its 2-d form, and the scan orders."""
+"""Tensors in, tensors out: the selective scan, Mamba-2's scan, their 2-d forms, and the scan orders."""
 
 from vmamba.kernels.interface import recorded_runs
 from vmamba.scan.any_order import AxisOrder, IndexOrder, RuleOrder, order_scan, order_scan_reference
@@ -9,9 +9,12 @@ from vmamba.scan.reference import (
     selective_scan_reference,
     selective_scan_states_reference,
     ss2d_scan_reference,
+    ssd_scan_reference,
 )
 from vmamba.scan.selective_scan import selective_scan, selective_scan_fn
 from vmamba.scan.ss2d_scan import ss2d_scan
+from vmamba.scan.ssd2d_scan import ssd2d_scan
+from vmamba.scan.ssd_scan import ssd_scan
 
 __all__ = [
     "AxisOrder",
@@ -32,4 +35,7 @@ __all__ = [
     "selective_scan_states_reference",
     "ss2d_scan",
     "ss2d_scan_reference",
+    "ssd2d_scan",
+    "ssd_scan",
+    "ssd_scan_reference",
 ]

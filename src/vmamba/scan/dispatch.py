@@ -36,8 +36,8 @@ class Backend:
         name: what ``selective_scan_backend`` calls it.
         summary: what it is.
         kernels: device type -> the module that answers for it there; ``"*"`` stands for every device.
-        operators: the module whose ``selective_scan``, and ``ss2d_scan`` where it has a fused one, take the checked
-            tensors of a call.
+        operators: the module whose ``selective_scan``, and ``ss2d_scan`` and ``ssd_scan`` where it has them, take the
+            checked tensors of a call.
         transformable: whether `torch.func` and forward mode can go through it.
     """
 
@@ -64,6 +64,8 @@ class Backend:
         kernels = self.on(call.device)
         if kernels is None:
             return self.machine_obstacle(call.device)
+        if call.op == "ssd_scan" and not hasattr(self.operators, "ssd_scan"):
+            return Obstacle(f"'{self.name}' has no kernel for Mamba-2's scan", "it runs as matrix products")
         if call.transformed and not self.transformable:
             return Obstacle(
                 "torch.func's transforms and forward-mode differentiation cannot go through its kernels",

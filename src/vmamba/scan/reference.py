@@ -1,4 +1,4 @@
-"""The oracles: the selective scan as the recurrence it is, one step at a time, in any float dtype, and its 2-d form.
+"""The oracles: the scans as the recurrences they are, one step at a time, in any float dtype, and their 2-d form.
 
 Nothing here is fast. Every kernel of the package is tested against it.
 """
@@ -102,3 +102,39 @@ def ss2d_scan_reference(
         )
         parts.append(from_sequence(part, direction, h, w))
     return torch.stack(parts).sum(0).permute(0, 2, 3, 1)
+
+
+def ssd_scan_reference(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    initial_states: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run ``S_t = exp(δ_t A) S_{t-1} + δ_t x_t B_tᵀ``, ``y_t = S_t C_t + D x_t`` (Mamba-2, arXiv 2405.21060, §6).
+
+    Shapes as of `vmamba.scan.ssd_scan`; returns ``y (b, l, h, p)`` and the last states ``(b, h, p, n)``, float64 where
+    ``x`` is, else float32. Differentiable by autograd.
+    """
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    x, dt, A, B, C = (t.to(dtype) for t in (x, dt, A, B, C))
+    if dt_bias is not None:
+        dt = dt + dt_bias.to(dtype)
+    if dt_softplus:
+        dt = F.softplus(dt)
+    b, _, heads, p = x.shape
+    B, C = (t.repeat_interleave(heads // t.shape[2], dim=2) for t in (B, C))  # (b, l, h, n)
+    state = x.new_zeros(b, heads, p, B.shape[3]) if initial_states is None else initial_states.to(dtype)
+    ys = []
+    for x_t, step, B_t, C_t in zip(*(t.unbind(1) for t in (x, dt, B, C)), strict=True):
+        driven = (step[..., None] * x_t)[..., None] * B_t[:, :, None]
+        state = torch.exp(step * A)[..., None, None] * state + driven
+        ys.append((state * C_t[:, :, None]).sum(-1))
+    y = torch.stack(ys, dim=1)
+    if D is not None:
+        y = y + (D if D.dim() == 2 else D[:, None]).to(dtype) * x
+    return y, state

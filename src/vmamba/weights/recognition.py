@@ -102,7 +102,7 @@ def recognise(state_dict: Mapping[str, Tensor], source: str = "the state dict") 
 def _visible(config: VSSMConfig) -> tuple[object, ...]:
     kind = ForwardType.parse(config.forward_type)
     weightless = kind.out_norm in ("none", "softmax", "sigmoid")
-    form = (kind.gate, "none" if weightless else kind.out_norm, config.norm_layer == "bn")
+    form = (kind.gate, kind.family == "m0", "none" if weightless else kind.out_norm, config.norm_layer == "bn")
     return (*(getattr(config, field) for field in _SEEN), *form)
 
 
@@ -218,23 +218,30 @@ def _read_ssm(shapes: _Shapes, blocks: Iterable[tuple[str, int]]) -> dict[str, A
     if not layers:
         return {"ssm_ratio": 0.0}
     first = layers[0][0]
-    for layer, _ in layers:
-        if f"{layer}.dt_projs_weight" not in shapes and f"{layer}.x_proj_weight" in shapes:
-            raise shapes.refusal(f"{layer} has no dt_projs, as in a Mamba-2 scan (forward type m0), unsupported here")
+    # Mamba-2's scan has its steps from the x projection, one a head.
+    mamba2 = f"{first}.Ds" in shapes and len(shapes[f"{first}.Ds"]) == 3
     inner = [shapes.matrix(f"{layer}.out_proj.weight")[1] for layer, _ in layers]
-    states = [shapes.matrix(f"{layer}.A_logs")[1] for layer, _ in layers]
-    ranks = [shapes[f"{layer}.dt_projs_weight"][-1] for layer, _ in layers]
+    if mamba2:
+        ranks = [shapes.matrix(f"{layer}.A_logs")[1] for layer, _ in layers]
+        rows = [shapes.matrix(f"{layer}.x_proj_weight")[1] for layer, _ in layers]
+        states = [(row - rank) // 2 for row, rank in zip(rows, ranks, strict=True)]
+    else:
+        ranks = [shapes[f"{layer}.dt_projs_weight"][-1] for layer, _ in layers]
+        states = [shapes.matrix(f"{layer}.A_logs")[1] for layer, _ in layers]
     dims = [dim for _, dim in layers]
     gate = shapes.matrix(f"{first}.in_proj.weight")[0] == 2 * inner[0]
     found: dict[str, Any] = {
         "ssm_ratio": _ratio(shapes, "SS2D's inner channels", dims, inner),
         "ssm_dt_rank": _size(shapes, "the step projection's rank", ranks, [math.ceil(dim / 16) for dim in dims]),
         "ssm_d_state": _size(shapes, "the state size", states, [math.ceil(dim / 6) for dim in dims]),
-        "forward_type": "_".join(["v2", *([] if gate else ["noz"]), *_out_norm(shapes, first)]),
+        "forward_type": "_".join(["m0" if mamba2 else "v2", *([] if gate else ["noz"]), *_out_norm(shapes, first)]),
     }
-    if f"{first}.conv2d.weight" in shapes:
-        found["ssm_conv"] = shapes.convolution(f"{first}.conv2d.weight")[2]
-        found["ssm_conv_bias"] = f"{first}.conv2d.bias" in shapes
+    if mamba2:
+        found["ssm_init"] = "v2"  # does not show; m0 has no v0
+    conv = f"{first}.conv2d.1" if mamba2 else f"{first}.conv2d"
+    if f"{conv}.weight" in shapes:
+        found["ssm_conv"] = shapes.convolution(f"{conv}.weight")[2]
+        found["ssm_conv_bias"] = f"{conv}.bias" in shapes
     else:
         found["ssm_conv"] = 0
     return found

@@ -151,8 +151,8 @@ def test_create_block():
     assert isinstance(block, Block)
     assert block.layer_idx == block.mixer.layer_idx == 4
     assert block.norm.weight.dtype == torch.float64
-    with pytest.raises(NotProvidedError, match="layer 'Mamba2' is not provided"):
-        create_block(8, ssm_cfg={"layer": "Mamba2"})
+    with pytest.raises(NotProvidedError, match=r"layer 'Mamba3' is not provided .* there are Mamba1, Mamba2"):
+        create_block(8, ssm_cfg={"layer": "Mamba3"})
     with pytest.raises(NotProvidedError, match="layer 1 is attention"):
         create_block(8, layer_idx=1, attn_layer_idx=[1])
 

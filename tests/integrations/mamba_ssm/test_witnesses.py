@@ -85,3 +85,14 @@ def test_mamba_ssm_itself_over_the_compiled_stand_ins() -> None:
         ["StandIn causal_conv1d_cuda", "StandIn selective_scan_cuda", "module causal_conv1d", "module mamba_ssm"]
     )
     assert backends == "['oflex']"
+
+
+def test_mamba2_itself_beside_its_stand_in() -> None:
+    said, _, backends = run("mamba-ssm", "-c", WITHIN, str(SCRIPTS / "mamba2_itself.py"))[-3:]
+    report = json.loads(said)
+    assert report["file"].startswith(str(FOLDER))
+    for name, apart in report["apart"].items():
+        assert apart.pop("same start"), name
+        # Terms of the decays' gradients cancel.
+        assert {what: error for what, error in apart.items() if not error <= 3 * CLOSE} == {}, name
+    assert backends == "['torch']"

@@ -40,7 +40,6 @@ class StandIn(ModuleType):
             source = importlib.import_module(f"{_PACKAGE}.{offer.whole}")
             listed += source.__all__
             self.__dict__.update({name: getattr(source, name) for name in source.__all__})
-        self.__dict__.update({name: _absent(self.__name__, name) for name in offer.absent})
         self.__dict__["__all__"] = sorted(listed)
 
     def __getattr__(self, name: str) -> Any:
@@ -72,19 +71,6 @@ def _text(name: str, offer: Offer, why: str) -> str:
         f"vmamba's stand-in for {name}: {offer.about}.\n\n{why[0].upper()}{why[1:]}; this module has its names and "
         f"computes with vmamba {__version__}. See vmamba.integrations.mamba_ssm."
     )
-
-
-def _absent(module: str, name: str) -> type:
-    """A class that can be imported and inherited from, and raises when it is called."""
-
-    def refuse(self: object, *_: object, **__: object) -> None:
-        raise NotProvidedError(
-            f"{module}.{name} is not provided by vmamba's stand-in, which has Mamba (the first) alone; "
-            f"install mamba-ssm where it can be built, or use mamba_ssm.Mamba"
-        )
-
-    text = f"Stands for {module}.{name}, which vmamba does not provide: calling it raises `NotProvidedError`."
-    return type(name, (), {"__init__": refuse, "__doc__": text, "__module__": module})
 
 
 def _by_from_import() -> bool:

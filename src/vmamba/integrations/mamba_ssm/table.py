@@ -14,13 +14,11 @@ class Offer:
         about: what it does, for its docstring.
         whole: module under `vmamba.integrations.mamba_ssm` of which it offers all that ``__all__`` lists.
         names: further names, each with the module under `vmamba.integrations.mamba_ssm` that has it.
-        absent: names that can be imported, so that an import of several does not fail, and raise when called.
     """
 
     about: str
     whole: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
-    absent: tuple[str, ...] = ()
 
 
 _SCAN = "modules.selective_scan_interface"
@@ -58,10 +56,10 @@ TABLE: Mapping[str, Offer] = {
         "Mamba and its scan",
         names={
             "Mamba": _MAMBA,
+            "Mamba2": "mamba2.layer",
             "MambaLMHeadModel": "modules.mixer_seq_simple",
             **dict.fromkeys(("selective_scan_fn", "mamba_inner_fn", "bimamba_inner_fn"), _SCAN),
         },
-        absent=("Mamba2",),
     ),
     "mamba_ssm.ops": Offer("the scan and the norms"),
     "mamba_ssm.ops.selective_scan_interface": Offer("the scan and Mamba's inner function", _SCAN),
@@ -69,17 +67,13 @@ TABLE: Mapping[str, Offer] = {
     "mamba_ssm.ops.triton.layernorm": Offer("RMSNorm and norms of sums", "modules.layernorm"),
     "mamba_ssm.ops.triton.layer_norm": Offer("RMSNorm and norms of sums", "modules.layer_norm"),
     "mamba_ssm.ops.triton.selective_state_update": Offer("one step of a scan", "modules.selective_state_update"),
-    "mamba_ssm.ops.triton.layernorm_gated": Offer(
-        "Mamba-2's norms", absent=("LayerNorm", "RMSNorm", "layernorm_fn", "rmsnorm_fn")
-    ),
-    "mamba_ssm.ops.triton.ssd_combined": Offer(
-        "Mamba-2's scan", absent=("mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined")
-    ),
+    "mamba_ssm.ops.triton.layernorm_gated": Offer("Mamba-2's norms", "mamba2.layernorm_gated"),
+    "mamba_ssm.ops.triton.ssd_combined": Offer("Mamba-2's scan", "mamba2.ssd_combined"),
     "mamba_ssm.modules": Offer("Mamba and its block"),
     "mamba_ssm.modules.mamba_simple": Offer("Mamba and its block", _MAMBA),
     "mamba_ssm.modules.block": Offer("the residual block of the later releases", "modules.block"),
     "mamba_ssm.modules.mlp": Offer("the gated MLP", "modules.mlp"),
-    "mamba_ssm.modules.mamba2": Offer("Mamba-2", absent=("Mamba2",)),
+    "mamba_ssm.modules.mamba2": Offer("Mamba-2", "mamba2.layer"),
     "mamba_ssm.models": Offer("the language model"),
     "mamba_ssm.models.mixer_seq_simple": Offer("the language model and its layers", "modules.mixer_seq_simple"),
     "mamba_ssm.models.config_mamba": Offer("the language model's configuration", "modules.config_mamba"),

@@ -19,7 +19,7 @@ def decays(name: str, parameter: Tensor, decay_ssm: bool = True) -> bool:
     """Whether weight decay holds for a parameter: upstream's rule (``set_weight_decay`` of its utils/optimizer.py).
 
     Vectors, biases and ``pos_embed`` are exempt. So ``A_logs`` and ``dt_projs_bias``, which are matrices, decay, and
-    ``Ds``, a vector, does not.
+    ``Ds``, a vector (but in Mamba-2's layers), does not.
 
     Args:
         name: of the parameter, in the model.

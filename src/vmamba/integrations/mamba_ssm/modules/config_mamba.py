@@ -13,7 +13,8 @@ class MambaConfig:
     """Fields, and defaults, of mamba-ssm 2.x.
 
     ``d_model`` channels, ``d_intermediate`` of an MLP behind each mixer (0 for none), ``n_layer`` blocks,
-    ``vocab_size`` words, rounded up to a multiple of ``pad_vocab_size_multiple``; ``ssm_cfg`` are `Mamba`'s options.
+    ``vocab_size`` words, rounded up to a multiple of ``pad_vocab_size_multiple``; ``ssm_cfg`` are the mixer's
+    options, see `create_block`.
     """
 
     d_model: int = 2560

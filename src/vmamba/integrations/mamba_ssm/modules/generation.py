@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vmamba.errors import ConfigError
 from vmamba.integrations.mamba_ssm.modules.missing import missing
 from vmamba.integrations.mamba_ssm.stand_in import NotProvidedError
 
@@ -47,6 +48,32 @@ class InferenceParams:
         self.seqlen_offset = 0
         if self.lengths_per_sample is not None:
             self.lengths_per_sample.zero_()
+
+
+def cached_states(
+    layer: Any, inference_params: Any, batch_size: int, initialize_states: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The two states of a Mamba layer in an `InferenceParams`, made where they are not there yet.
+
+    Args:
+        layer: a `Mamba` or `Mamba2`.
+        inference_params: the cache.
+        batch_size: rows of states to make.
+        initialize_states: set them to zero.
+
+    Raises:
+        ConfigError: the layer has no ``layer_idx``.
+    """
+    cache = inference_params.key_value_memory_dict
+    if layer.layer_idx is None:
+        raise ConfigError(f"a cache has a place for each layer: give {type(layer).__name__} a layer_idx")
+    if layer.layer_idx not in cache:
+        cache[layer.layer_idx] = layer.allocate_inference_cache(batch_size, 0)
+    conv_state, ssm_state = cache[layer.layer_idx]
+    if initialize_states:
+        conv_state.zero_()
+        ssm_state.zero_()
+    return conv_state, ssm_state
 
 
 class GenerationMixin:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmamba.errors import ConfigError, InputError, nearest
+from vmamba.integrations.mamba_ssm.modules.generation import cached_states
 from vmamba.integrations.mamba_ssm.modules.inner import Weights, inner
 from vmamba.integrations.mamba_ssm.modules.residual_block import Block
 from vmamba.integrations.mamba_ssm.modules.scan import wide
@@ -295,16 +296,7 @@ class Mamba(nn.Module):
     def _get_states_from_cache(
         self, inference_params: Any, batch_size: int, initialize_states: bool = False
     ) -> tuple[Tensor, Tensor]:
-        cache = inference_params.key_value_memory_dict
-        if self.layer_idx is None:
-            raise ConfigError("a cache has a place for each layer: give Mamba a layer_idx")
-        if self.layer_idx not in cache:
-            cache[self.layer_idx] = self.allocate_inference_cache(batch_size, 0)
-        conv_state, ssm_state = cache[self.layer_idx]
-        if initialize_states:
-            conv_state.zero_()
-            ssm_state.zero_()
-        return conv_state, ssm_state
+        return cached_states(self, inference_params, batch_size, initialize_states)
 
 
 def _decay(d: int, n: int, device: torch.device | str | None) -> nn.Parameter:

@@ -1,7 +1,7 @@
 """Stands in for ``mamba_ssm.models.mixer_seq_simple``: a stack of Mamba blocks, and a language model of it.
 
 Keys and initial values are mamba-ssm's. Both generations of its arguments are understood: 1.0's, which name each field,
-and a `MambaConfig`. Attention layers and Mamba-2 are not here.
+and a `MambaConfig`. Attention layers are not here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import namedtuple
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vmamba.errors import ConfigError
+from vmamba.integrations.mamba_ssm.mamba2.layer import Mamba2
 from vmamba.integrations.mamba_ssm.modules.block import Block
 from vmamba.integrations.mamba_ssm.modules.config_mamba import MambaConfig
 from vmamba.integrations.mamba_ssm.modules.generation import GenerationMixin
@@ -32,6 +33,9 @@ from vmamba.output import create_folder, write_atomically
 __all__ = ["MambaLMHeadModel", "MixerModel", "_init_weights", "create_block"]
 
 LMOutput = namedtuple("LMOutput", ["logits"])
+
+#: What a block's mixer can be, by ``ssm_cfg``'s word.
+_MIXERS: dict[str, Callable[..., nn.Module]] = {"Mamba1": Mamba, "Mamba2": Mamba2}
 
 
 def create_block(
@@ -49,11 +53,11 @@ def create_block(
     attn_layer_idx: Sequence[int] | None = None,
     attn_cfg: dict[str, Any] | None = None,
 ) -> Block:
-    """Make a residual block with a `Mamba` inside; positions of the arguments are mamba-ssm 1.x's.
+    """Make a residual block with a `Mamba` or `Mamba2` inside; positions of the arguments are mamba-ssm 1.x's.
 
     Args:
         d_model: channels.
-        ssm_cfg: `Mamba`'s options; ``"layer"`` may be ``"Mamba1"``.
+        ssm_cfg: the mixer's options; ``"layer"`` is ``"Mamba1"``, the default, or ``"Mamba2"``.
         norm_epsilon, rms_norm: which norm.
         residual_in_fp32, fused_add_norm: as of `Block`.
         layer_idx: place in an `InferenceParams` cache.
@@ -66,8 +70,10 @@ def create_block(
     """
     options = dict(ssm_cfg or {})
     layer = options.pop("layer", "Mamba1")
-    if layer != "Mamba1":
-        raise NotProvidedError(f"ssm_cfg layer {layer!r} is not provided by vmamba's stand-in; there is 'Mamba1'")
+    if layer not in _MIXERS:
+        raise NotProvidedError(
+            f"ssm_cfg layer {layer!r} is not provided by vmamba's stand-in; there are {', '.join(_MIXERS)}"
+        )
     if layer_idx in (attn_layer_idx or ()):
         raise NotProvidedError(
             f"layer {layer_idx} is attention by attn_layer_idx, which is not provided by vmamba's stand-in; "
@@ -79,7 +85,7 @@ def create_block(
         mlp = partial(GatedMLP, hidden_features=d_intermediate, out_features=d_model, **factory)
     block = Block(
         d_model,
-        partial(Mamba, layer_idx=layer_idx, **options, **factory),
+        partial(_MIXERS[layer], layer_idx=layer_idx, **options, **factory),
         mlp,
         partial(RMSNorm if rms_norm else nn.LayerNorm, eps=norm_epsilon, **factory),
         fused_add_norm,

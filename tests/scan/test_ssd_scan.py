@@ -1,0 +1,132 @@
+"""Mamba-2's scan against its oracle: outputs, states and every gradient, in chunks of any size, on both ways."""
+
+from functools import partial
+
+import pytest
+import torch
+from scan_cases import check
+
+import vmamba
+from vmamba.errors import BackendError, InputError
+from vmamba.scan import ssd_scan, ssd_scan_reference
+
+NAMES = ("x", "dt", "A", "B", "C", "D", "dt_bias", "initial_states")
+
+
+def inputs(length=37, *, per_channel=True, scale=1.0, dtype=torch.float64):
+    b, h, p, g, n = 2, 6, 3, 2, 4
+    draw = torch.Generator().manual_seed(length)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype)
+
+    values = (
+        normal(b, length, h, p),
+        scale * normal(b, length, h),
+        -torch.exp(normal(h)),
+        normal(b, length, g, n),
+        normal(b, length, g, n),
+        normal(h, p) if per_channel else normal(h),
+        normal(h) - 1,
+        normal(b, h, p, n),
+    )
+    return dict(zip(NAMES, values, strict=True))
+
+
+def with_gradients(run, values, softplus=True):
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
+    y, last = run(**leaves, dt_softplus=softplus)
+    weights = torch.linspace(0.5, 1.5, y.numel(), dtype=torch.float64).view(y.shape)
+    total = (y.double() * weights).sum() + last.double().square().sum()
+    return [y.detach(), last.detach(), *torch.autograd.grad(total, list(leaves.values()))]
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0], ids=["quotients", "decays too strong for quotients"])
+@pytest.mark.parametrize("chunk_size", [None, 1, 5, 64])
+@pytest.mark.parametrize("length", [1, 37, 70])
+def test_it_is_the_recurrence(length, chunk_size, scale):
+    values = inputs(length, per_channel=length != 37, scale=scale)
+    want = with_gradients(ssd_scan_reference, values)
+    got = with_gradients(lambda **v: ssd_scan(**v, return_final_states=True, chunk_size=chunk_size), values)
+    for name, ours, theirs in zip(("y", "last", *NAMES), got, want, strict=True):
+        check(ours, theirs, 1e-10, name)
+
+
+@pytest.mark.parametrize("length", [64, 80])
+@pytest.mark.parametrize("decay", [30.0, 59.0, 61.0, 300.0])
+def test_float32_over_a_wide_range_of_decays(length, decay):
+    """Chunks whose decays multiply to e^-decay, on both sides of where quotients end."""
+    values = {**inputs(length), "dt": torch.full((2, length, 6), decay / (64 if length == 64 else 27)).double()}
+    values |= {"A": -torch.linspace(0.1, 1, 6).double(), "dt_bias": torch.zeros(6).double()}
+    run = partial(ssd_scan, return_final_states=True)
+    want = with_gradients(ssd_scan_reference, values, softplus=False)
+    got = with_gradients(run, {name: value.float() for name, value in values.items()}, softplus=False)
+    for name, ours, theirs in zip(("y", "last", *NAMES), got, want, strict=True):
+        check(ours, theirs, 1e-4, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_sums_are_float32(dtype):
+    values = {name: value.to(dtype) for name, value in inputs().items()}
+    y, last = ssd_scan(**values, dt_softplus=True, return_final_states=True)
+    want, want_last = ssd_scan_reference(**{k: v.double() for k, v in values.items()}, dt_softplus=True)
+    assert y.dtype == last.dtype == torch.float32
+    check(y, want, 1e-5, "y")
+    check(last, want_last, 1e-5, "last")
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(ssd_scan(**values, dt_softplus=True), y, rtol=0, atol=0)
+
+
+def test_pieces_give_what_the_whole_gives():
+    values = inputs()
+    whole, end = ssd_scan(**values, return_final_states=True)
+    pieces, state = [], values["initial_states"]
+    for part in (slice(0, 9), slice(9, 10), slice(10, None)):
+        own = {name: value[:, part] if name in ("x", "dt", "B", "C") else value for name, value in values.items()}
+        y, state = ssd_scan(**{**own, "initial_states": state}, return_final_states=True)
+        pieces.append(y)
+    check(torch.cat(pieces, 1), whole, 1e-12, "y")
+    check(state, end, 1e-12, "last")
+
+
+def test_transforms_and_an_empty_batch():
+    values = inputs()
+    x = values.pop("x")
+    one = {name: value[:1] if name in ("dt", "B", "C", "initial_states") else value for name, value in values.items()}
+
+    def scan(t):
+        return ssd_scan(t, **one, dt_softplus=True)
+
+    want = torch.cat([scan(x[:1]), scan(x[1:])])
+    check(torch.func.vmap(lambda t: scan(t[None])[0])(x), want, 1e-12, "vmap")
+    _, tangent = torch.func.jvp(scan, (x[:1],), (x[1:],))
+    check(tangent, scan(x[1:]) - scan(torch.zeros_like(x[:1])), 1e-12, "jvp")
+    empty = {name: value[:0] if name in ("dt", "B", "C", "initial_states") else value for name, value in values.items()}
+    assert ssd_scan(x[:0], **empty).shape == (0, *x.shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("x", (2, 37, 18), "b, l, h, p"),
+        ("dt", (2, 36, 6), "dt has shape"),
+        ("A", (6, 4), "A has shape"),
+        ("B", (2, 37, 4, 4), "divides the 6 heads"),
+        ("C", (2, 37, 2, 5), "B's shape"),
+        ("D", (3,), "or \\(h, p\\)"),
+        ("dt_bias", (2,), "dt_bias has shape"),
+        ("initial_states", (2, 6, 4, 3), "initial_states has shape"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(name, shape, words):
+    with pytest.raises(InputError, match=words):
+        ssd_scan(**{**inputs(), name: torch.ones(shape, dtype=torch.float64)})
+
+
+def test_what_else_is_refused():
+    with pytest.raises(InputError, match="chunk_size 0"):
+        ssd_scan(**inputs(), chunk_size=0)
+    with pytest.raises(InputError, match=r"dt is torch\.int64"):
+        ssd_scan(**{**inputs(), "dt": torch.ones(2, 37, 6, dtype=torch.int64)})
+    with pytest.raises(BackendError, match=r"oflex.*Mamba-2"), vmamba.backend("oflex"):
+        ssd_scan(**inputs())
