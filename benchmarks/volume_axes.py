@@ -19,7 +19,7 @@ from torch import Tensor
 from vmamba.data.datasets.lines import asked, make_lines
 from vmamba.heads import UNet3D
 
-HELD_OUT, BATCH = 8, 2
+HELD_OUT, BATCH, STEPS = 8, 2, 400
 
 
 def tensors(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ def train(scan_axes: tuple[int, ...], steps: int, seed: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--axes", nargs="*", default=["zhw", "hw", "zw", "zh"], help="axes that are scanned")
     options = parser.parse_args()

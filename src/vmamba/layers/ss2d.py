@@ -108,8 +108,8 @@ class SS2D(ScanMixer):
         orders = None if scan_orders is None else orders_of(scan_orders, 2)
         if (orders is not None or share_directions) and kind.family == "m0":
             raise ConfigError(
-                f"forward_type {forward_type!r}, Mamba-2's scan, has neither scan_orders nor share_directions; with them "
-                "give another, such as 'v05_noz'"
+                f"forward_type {forward_type!r}, Mamba-2's scan, has neither scan_orders nor share_directions; give "
+                "another, such as 'v05_noz'"
             )
         if (orders is not None or share_directions) and kind.scan_mode != "cross2d":
             raise ConfigError(

@@ -25,8 +25,16 @@ class nnUNetTrainerVMamba(nnUNetTrainer):  # type: ignore[misc]  # noqa: N801 â€
     #: Fields of `VolumeConfig` besides those that the plans give.
     network_options: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    # nnU-Net stores the arguments by their names in this signature, so subclasses need the same.
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
         self.initial_lr = 1e-3
         self.weight_decay = 0.01
 
