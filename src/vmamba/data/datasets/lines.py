@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: Places along each axis.
-SIDE = 16
-#: Voxels are asked from this distance on: farther from the marks than the test's network sees without its scans.
-FAR = 12
+SIDE = 14
+#: Voxels are asked from this distance on.
+FAR = 11
 #: Planes that hold marks.
 THICK = 4
 #: Standard deviation of the noise.
