@@ -383,7 +383,7 @@ def test_released_weights(name):
     cfg = timm.get_pretrained_cfg(name)
     if name not in OFFICIAL:
         assert not timm.is_model_pretrained(name)
-        with pytest.raises(RuntimeError, match="No pretrained weights exist for vmamba_nano"):
+        with pytest.raises(RuntimeError, match=f"No pretrained weights exist for {name}"):
             timm.create_model(name, pretrained=True)
         return
     assert timm.list_pretrained(name) == [f"{name}.in1k"]

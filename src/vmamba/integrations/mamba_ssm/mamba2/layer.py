@@ -216,7 +216,8 @@ class Mamba2(nn.Module):
     def _parts(self, zxbcdt: Tensor) -> tuple[Tensor, ...]:
         """The MLP's gate and input, the scan's gate, what is convolved, and the steps."""
         mlp = self.d_inner - self.d_ssm
-        return zxbcdt.split([mlp, mlp, self.d_ssm, self.conv1d.weight.shape[0], self.nheads], dim=-1)
+        sizes = [mlp, mlp, self.d_ssm, self.conv1d.weight.shape[0], self.nheads]
+        return tuple(zxbcdt.split(sizes, dim=-1))
 
     # Position by position.
 

@@ -55,13 +55,14 @@ def layernorm_fn(
         t = t * F.silu(z.to(t.dtype))
     groups = t.unflatten(-1, (-1, group_size))
     centred = groups if is_rms_norm else groups - groups.mean(-1, keepdim=True)
-    normed = (centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)).flatten(-2)
-    t = normed * weight.to(t.dtype)
+    normed = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    t = normed.flatten(-2) * weight.to(t.dtype)
     if bias is not None:
         t = t + bias.to(t.dtype)
     if z is not None and norm_before_gate:
         t = t * F.silu(z.to(t.dtype))
-    return t.to(x.dtype)
+    out: Tensor = t.to(x.dtype)
+    return out
 
 
 def rmsnorm_fn(
@@ -102,6 +103,7 @@ class RMSNorm(nn.Module):
     """
 
     is_rms_norm = True
+    bias: nn.Parameter | None
 
     def __init__(
         self,

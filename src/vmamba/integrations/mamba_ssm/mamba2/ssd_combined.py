@@ -248,7 +248,9 @@ def scan(
             f"cu_seqlens {cu_seqlens.tolist()} is for a single row whose seq_idx changes there; given {len(x)} row(s) "
             f"with sequences at {bounds}"
         )
-    ys, ends, state = [], [], initial_states
+    ys: list[Tensor] = []
+    ends: list[Tensor] = []
+    state = initial_states
     for start, end in pairwise(bounds):
         if start and seq_idx is not None:
             begins = seq_idx[:, start] != seq_idx[:, start - 1]
