@@ -171,9 +171,9 @@ def test_each_axis_is_learnt_by_its_own_scans(missing: int | None) -> None:
     found = module.train(tuple(axis for axis in range(3) if axis != missing), module.STEPS, seed=1)
     for axis, accuracy in enumerate(found):
         if axis == missing:
-            assert accuracy < 0.6
+            assert accuracy < 0.7
         else:
-            assert accuracy > 0.95
+            assert accuracy > 0.9
 
 
 # ---- nnU-Net -------------------------------------------------------------------------------------------------------
