@@ -34,8 +34,6 @@ _RUN, _HELD_OUT, _PREDICTIONS, _EVAL = "run", "held_out", "predictions", "eval.j
 _IMAGES_A_CLASS = 3
 #: Held-out images that are segmented.
 _SEGMENTED = 12
-#: Side of the crops that the segmenter is trained on, and updates in an epoch.
-_CROP, _UPDATES = 128, 60
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class DemoConfig:
         model: A model's name; by default the smallest one for the task.
         output: Folder for everything; one that an earlier demonstration made is made anew.
         seed: Of weights, order and augmentation.
-        epochs: Passes over the training images; by default 20 of digits, and 6 short ones of shapes.
+        epochs: Passes over the training images; by default their recipe's.
         device: auto, cpu, cuda, mps or xpu.
     """
 
@@ -116,15 +114,7 @@ def _classification(config: DemoConfig, console: Console | None) -> DemoResult:
 
 def _segmentation(config: DemoConfig, console: Console | None) -> DemoResult:
     started, output, say = time.monotonic(), config.output, _speaker(console)
-    training = _begun(
-        config,
-        6 if config.epochs is None else config.epochs,
-        data=DataConfig("shapes", image_size=_CROP),
-        epoch_updates=_UPDATES,
-        warmup_epochs=0,
-        warmup_updates=_UPDATES // 4,
-        task_options={"scale": [1.0, 1.0]},
-    )
+    training = _begun(config, config.epochs)
     say(f"1. Train {training.model} on generated shapes: squares, discs and triangles", "bold")
     train(training, console)
 

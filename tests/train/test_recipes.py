@@ -129,6 +129,24 @@ def test_given_wins_over_the_recipe_and_that_over_the_data_set(tmp_path: Path) -
     assert TrainConfig(recipe="vmamba_tiny_s1l8", cutmix=None, data=data).resolved().cutmix == 1.0
 
 
+def test_a_data_sets_recipe_may_want_more_than_rates() -> None:
+    def of(**fields: Any) -> TrainConfig:
+        return TrainConfig(task="segmentation", **fields).resolved()
+
+    shapes = of()
+    assert (shapes.data.dataset, shapes.data.image_size) == ("shapes", 64)
+    assert (shapes.epoch_updates, shapes.warmup_updates) == (165, 30)
+    assert shapes.task_options["class_weights"]["background"] == 0.1
+    own = of(data=DataConfig("shapes", image_size=96), epoch_updates=3, warmup_epochs=1, task_options={"scale": [1, 1]})
+    assert (own.data.image_size, own.epoch_updates, own.warmup_epochs, own.warmup_updates) == (96, 3, 1, None)
+    assert own.task_options == {**shapes.task_options, "scale": [1, 1]}
+    assert of(schedule="cosine").warmup_updates is None
+    # A recipe that is named stands for itself.
+    named = of(recipe="segmentation_small", data=DataConfig("shapes"))
+    assert (named.data.image_size, named.epoch_updates) == (256, None)
+    assert "resize" not in named.task_options
+
+
 def test_a_rate_as_it_is_wins_over_one_that_follows_the_batch(tmp_path: Path) -> None:
     data = photos(tmp_path)
     config = TrainConfig(recipe="vmamba_tiny_s1l8", lr=3e-4, data=data).resolved()

@@ -70,7 +70,8 @@ _PUBLISHED: Mapping[tuple[str, str], PublishedDetector] = {
     ("vanilla_vmamba_tiny", "_3x"): _v0("3x", "ms_3x_epoch_34", 48.5, 43.2),
 }
 
-#: Ours, for the smallest backbone: a pyramid and heads in proportion, and anchors from 16 pixels on.
+#: Ours, for the smallest backbone: a pyramid and heads in proportion, anchors from 16 pixels on, and half of the
+#: regions to learn from are objects, since there are few.
 _NANO: Mapping[str, Mapping[str, Any]] = {
     "neck": {"out_channels": 48},
     "rpn": {
@@ -81,7 +82,7 @@ _NANO: Mapping[str, Mapping[str, Any]] = {
         "max_per_image": 200,
         "samples": 128,
     },
-    "box_head": {"fc_out_channels": 256, "samples": 64},
+    "box_head": {"fc_out_channels": 256, "samples": 64, "positive_fraction": 0.5},
     "mask_head": {"conv_out_channels": 48, "num_convs": 2},
 }
 

@@ -71,32 +71,32 @@ def make_sample(part: str, seed: int, index: int, size: int = SIZE) -> ShapesSam
     stream = np.random.SeedSequence((tuple(SIZES).index(part), seed, index))
     random = np.random.RandomState(np.random.MT19937(stream))
     base = random.randint(56, 200) + random.randint(-_TINT, _TINT + 1, 3)
-    image = (base + _texture(random, size)).astype(np.int16)
+    image = _texture(random, size) + base.astype(np.int16)[:, None, None]
+    semantic = np.zeros((size, size), np.uint8)
     whole: list[int] = []
+    in_sight: list[int] = []
     seen: list[Mask] = []
     labels: list[int] = []
     for _ in range(random.randint(1, MOST + 1)):
         label = random.randint(1, len(CLASSES))
         window, mask = _outline(random, label, size)
-        colour = _colour(random)
-        grain = random.randint(-14, 15, (*mask.shape, 1))
-        left = [int(old.sum() - (old[window] & mask).sum()) for old in seen]
+        colour = _colour(random).astype(np.int16)[:, None, None]
+        grain = random.randint(-14, 15, mask.shape).astype(np.int16)
+        left = [now - np.count_nonzero(old[window] & mask) for now, old in zip(in_sight, seen, strict=True)]
         if any(now < _VISIBLE * full for now, full in zip(left, whole, strict=True)):
             continue  # it would hide another
-        image[window] = np.where(mask[..., None], colour + grain, image[window])
+        np.copyto(image[(slice(None), *window)], colour + grain, where=mask)
+        np.copyto(semantic[window], np.uint8(label), where=mask)
         for old in seen:
             old[window] &= ~mask
         seen.append(np.zeros((size, size), bool))
         seen[-1][window] = mask
-        whole.append(int(mask.sum()))
+        whole.append(np.count_nonzero(mask))
+        in_sight = [*left, whole[-1]]
         labels.append(label)
-    semantic = np.zeros((size, size), np.uint8)
-    for label, mask in zip(labels, seen, strict=True):
-        semantic[mask] = label
+    pixels = np.ascontiguousarray(image.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
     masks = np.stack(seen)
-    return ShapesSample(
-        np.clip(image, 0, 255).astype(np.uint8), semantic, masks, boxes_of(masks), np.array(labels, np.int64)
-    )
+    return ShapesSample(pixels, semantic, masks, boxes_of(masks), np.array(labels, np.int64))
 
 
 def boxes_of(masks: Mask) -> npt.NDArray[np.int64]:
@@ -143,18 +143,18 @@ class Shapes:
         return digest.hexdigest()[:16]
 
 
-def _texture(random: np.random.RandomState, size: int) -> npt.NDArray[np.int64]:
-    """Noise of three grains, ``(size, size, 1)``, around 0: clouds, blotches, pixels."""
-    noise = random.randint(-10, 11, (size, size)).astype(np.float64)
+def _texture(random: np.random.RandomState, size: int) -> npt.NDArray[np.int16]:
+    """Noise of three grains, ``(size, size)``, around 0: clouds, blotches, pixels."""
+    noise = random.randint(-10, 11, (size, size)).astype(np.float32)
     for step, strength in ((size // 4, 28), (size // 16, 16)):
         noise += _enlarged(random.randint(-strength, strength + 1, (size // step + 2,) * 2), step)[:size, :size]
-    return np.floor(noise).astype(np.int64)[..., None]
+    return np.floor(noise, out=noise).astype(np.int16)
 
 
-def _enlarged(grid: npt.NDArray[np.int64], step: int) -> npt.NDArray[np.float64]:
+def _enlarged(grid: npt.NDArray[np.int64], step: int) -> npt.NDArray[np.float32]:
     """``grid`` with ``step`` times as many places, bilinear between its own."""
-    weights = (np.arange(step) / step)[None, :, None]
-    values = grid.astype(np.float64)
+    weights = (np.arange(step, dtype=np.float32) / np.float32(step))[None, :, None]
+    values = grid.astype(np.float32)
     for _ in range(2):
         between = values[:-1, None] * (1 - weights) + values[1:, None] * weights
         values = between.reshape(-1, values.shape[1]).T

@@ -54,7 +54,7 @@ BOX_AP50 = Metric("box_ap50", "box AP50", "Box AP at IoU 0.5", digits=1, percent
 MASK_AP = Metric("mask_ap", "mask AP", "Mask AP", digits=1, percent=True, larger_is_better=True)
 MASK_AP50 = Metric("mask_ap50", "mask AP50", "Mask AP at IoU 0.5", digits=1, percent=True, larger_is_better=True)
 #: The generated shapes are shown smaller than they are made: a laptop's CPU then learns them in minutes.
-SHAPES_FIT = (160, 160)
+SHAPES_FIT = (128, 128)
 #: From which score on an object is shown, where nothing else is said.
 SHOWN = 0.5
 

@@ -70,8 +70,12 @@ def with_defaults(config: TrainConfig) -> TrainConfig:
     """``config`` with what suits its data set in every field that is still None."""
     config = _with_task(config)
     row, recipe = config.data.defaults, config.dataset_recipe
+    if config.recipe is None and config.resume is None:
+        config = _with_more(config, recipe)
     filled: dict[str, Any] = {
-        f.name: getattr(recipe, f.name) for f in fields(Recipe) if getattr(config, f.name) is None
+        f.name: getattr(recipe, f.name)
+        for f in fields(Recipe)
+        if f.name not in _MORE and getattr(config, f.name) is None
     }
     if config.lr_per_1024 is not None:
         filled.pop("lr", None)
@@ -87,6 +91,22 @@ def with_defaults(config: TrainConfig) -> TrainConfig:
         in_chans=row.in_chans if config.data.in_chans is None else config.data.in_chans,
     )
     return replace(config, data=data, augmentation=config.augmentation.resolved(row.augmentation), **filled)
+
+
+#: A `Recipe`'s fields that another recipe stands for as a whole.
+_MORE = ("epoch_updates", "warmup_updates", "image_size", "task_options")
+
+
+def _with_more(config: TrainConfig, recipe: Recipe) -> TrainConfig:
+    """``config`` with those of the data set's values that hold where no recipe is named."""
+    changes: dict[str, Any] = {"task_options": {**recipe.task_options, **config.task_options}}
+    if config.epoch_updates is None:
+        changes["epoch_updates"] = recipe.epoch_updates
+    if config.warmup_epochs is None and config.warmup_updates is None and config.schedule in (None, recipe.schedule):
+        changes["warmup_updates"] = recipe.warmup_updates
+    if config.data.image_size is None and recipe.image_size is not None:
+        changes["data"] = replace(config.data, image_size=recipe.image_size)
+    return replace(config, **changes)
 
 
 def _with_task(config: TrainConfig) -> TrainConfig:

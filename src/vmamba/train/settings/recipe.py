@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from typing import Any, Literal
 
 from vmamba.errors import ConfigError
 from vmamba.tasks.run_files import typed
@@ -14,7 +14,11 @@ from vmamba.tasks.run_files import typed
 
 @dataclass(frozen=True)
 class Recipe:
-    """What stands where a training configuration leaves that field at None."""
+    """What stands where a training configuration leaves that field at None.
+
+    The fields that have a value here are for data sets that want more than rates and lengths; they hold for a training
+    that names no recipe of its own, ``task_options`` option by option.
+    """
 
     epochs: int
     batch_size: int
@@ -30,6 +34,10 @@ class Recipe:
     num_workers: int
     select_by: str
     schedule: Literal["cosine", "poly"] = "cosine"
+    epoch_updates: int | None = None
+    warmup_updates: int | None = None
+    image_size: int | None = None
+    task_options: dict[str, Any] = field(default_factory=dict)
 
 
 @cache
