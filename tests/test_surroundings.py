@@ -22,7 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 import vmamba
 from vmamba.kernels.native import library
-from vmamba.scan import cascade_scan, dispatch, selective_scan, ss2d_scan, ssd_scan
+from vmamba.scan import cascade_scan, dispatch, order_scan, selective_scan, ss2d_scan, ssd_scan
+from vmamba.scan.any_order import cross, windows
 
 Function = Callable[[Tensor], Tensor]
 B, H, W, D, N, R = 2, 5, 6, 8, 2, 3
@@ -79,6 +80,17 @@ def scan_2d_subject() -> Subject:
     return operator(lambda x, p, *rest: ss2d_scan(x, p[: x.shape[0]], *rest), normal(B, H, W, D), x_dbl, *others)
 
 
+def order_subject() -> Subject:
+    orders = (*cross(3)[:3], windows(2, 3)[5])
+    others = (normal(4, D, R), normal(4, D) - 2, -torch.exp(normal(4 * D, N)), normal(4 * D))
+    x_dbl = normal(B, 2, 3, 5, 4, R + 2 * N)
+
+    def scan(x: Tensor, p: Tensor, *rest: Tensor) -> Tensor:
+        return order_scan(x, p[: x.shape[0]], *rest, orders)
+
+    return operator(scan, normal(B, 2, 3, 5, D), x_dbl, *others)
+
+
 def cascade_subject() -> Subject:
     others = (normal(4, R + 2 * N, D), normal(4, D, R), normal(4, D) - 2, -torch.exp(normal(4 * D, N)), normal(4 * D))
     return operator(cascade_scan, normal(B, H, W, D), *others)
@@ -125,6 +137,7 @@ def optimized_subject() -> Subject:
 SUBJECTS = {
     "selective_scan": scan_subject,
     "ss2d_scan": scan_2d_subject,
+    "order_scan": order_subject,
     "cascade": cascade_subject,
     "ssd_scan": ssd_subject,
     "model": model_subject,

@@ -207,6 +207,7 @@ extern "C" AOTITorchError aoti_torch_cpu_ss2d_scan(AtenTensorHandle x_handle, At
   shape.channels = x.sizes[3];
   shape.rank = dt_weight.sizes[2];
   shape.states = A.sizes[1];
+  shape.directions = reading_count;
   std::memcpy(shape.reading, readings, sizeof shape.reading);
   shape.softplus = softplus;
   shape.threads = thread_count();

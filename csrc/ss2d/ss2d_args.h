@@ -9,14 +9,15 @@ namespace vmamba {
 // Pixels between two saved states. A multiple of every instruction set's lane count; the same for all of them, so that
 // the saved states' shape depends on nothing but the inputs'.
 constexpr int SS2D_CHUNK = 64;
-constexpr int SS2D_DIRECTIONS = 4;
+constexpr int SS2D_DIRECTIONS = 4;  // of a scan mode; orders given as places may be any number
 
-// How a direction reads the map, as a sum of these.
+// How a direction of a scan mode reads the map, as a sum of these.
 enum Ss2dReading : int64_t { by_column = 1, flip_h = 2, flip_w = 4 };
 
 VMAMBA_STRUCT(Ss2dShape,
   int64_t batch, height, width, channels, rank, states;
-  int64_t reading[4];
+  int64_t directions;
+  int64_t reading[4];  // of 4 directions, where no places are given
   int64_t softplus;
   int64_t threads;
 );
@@ -29,6 +30,9 @@ VMAMBA_STRUCT(Ss2dInputs,
   const float* dt_bias;     // (directions, channels) or null
   const float* A;           // (directions * channels, states)
   const float* D;           // (directions * channels) or null
+  // Which pixel each direction reads as its t-th, (directions, pixels), each a permutation: for orders that are no scan
+  // mode's, on maps of any number of axes, whose height is then 1. Or null.
+  const int32_t* places;
 );
 
 VMAMBA_STRUCT(Ss2dForwardArgs,

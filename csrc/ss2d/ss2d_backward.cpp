@@ -204,7 +204,7 @@ VMAMBA_NOINLINE void weight_gradient(const Work& work, const float* rows, int64_
 VMAMBA_INLINE int64_t sum_rows(const Ss2dShape& shape) { return shape.rank + shape.states + 1; }
 VMAMBA_INLINE int64_t padded_channels(const Ss2dShape& shape) { return ceil_div(shape.channels, 16) * 16; }
 VMAMBA_INLINE int64_t group_floats(const Ss2dShape& shape) {
-  return (SS2D_DIRECTIONS * sum_rows(shape) + 1) * padded_channels(shape);
+  return (shape.directions * sum_rows(shape) + 1) * padded_channels(shape);
 }
 
 // The first channel of a slice; slice + 1 gives the end, which may lie beyond the last channel.
@@ -228,14 +228,14 @@ void run_block(const Ss2dBackwardArgs& args, int64_t image, int k, int64_t group
     for (int64_t j = 0; j < states; ++j) __builtin_prefetch(next + j * shape.channels, 0, 2);
   }
 
-  if (k == TURNS[0] && args.dD) {
+  if (k == 0 && args.dD) {
     float* dD = args.group_sums + (group + 1) * group_floats(shape) - padded + block.channel;
     Lanes sum = load(dD);
     for (int64_t t = 0; t < length; ++t) sum = fma(load(work.dy_dx + t * LANES), load(work.u + t * LANES), sum);
     store(dD, sum);
   }
 
-  Finish to{k == TURNS[0] ? total_skip(shape, args.in.D, block) : Lanes{}, load(d_dt_bias)};
+  Finish to{k == 0 ? total_skip(shape, args.in.D, block) : Lanes{}, load(d_dt_bias)};
   const bool alone = states <= 4;
   for (int64_t t = 0; !alone && t < length; ++t) {
     store(work.through_B + t * LANES, Lanes{});
@@ -276,10 +276,10 @@ void run_direction(const Ss2dBackwardArgs& args, int64_t image, int k, int64_t s
   float* dx_tiles = strands + blocks * strand_floats(shape);
   const int64_t map = image * pixels * shape.channels + channel, size = size_of(x.dtype);
   const char* x_map = static_cast<const char*>(x.data) + (image * x.stride[0] + channel) * size;
-  float* dx_dbl = args.slice_sums ? args.slice_sums + slice * shape.batch * pixels * SS2D_DIRECTIONS * columns : args.dx_dbl;
-  dx_dbl += (image * pixels * SS2D_DIRECTIONS + k) * columns;
+  float* dx_dbl = args.slice_sums ? args.slice_sums + slice * shape.batch * pixels * shape.directions * columns : args.dx_dbl;
+  dx_dbl += (image * pixels * shape.directions + k) * columns;
 
-  const Walk walk = walk_of(shape, k);
+  const Walk walk = walk_of(shape, args.in, k);
   const int64_t last = (chunk_count(shape) - 1) * PIXELS;
   Chunk chunks[2];
   place_chunk(shape, walk, x.stride[1], last, chunks[0]);
@@ -310,10 +310,10 @@ void run_direction(const Ss2dBackwardArgs& args, int64_t image, int k, int64_t s
         for (int64_t t = 0; t < chunk.length; ++t)
           store(dx_tiles + i * TILE + t * LANES, load(work.dy_dx + t * LANES));
       else
-        merge(k == TURNS[0], chunk, block.count, work.dy_dx, args.dx + at);
+        merge(k == 0, chunk, block.count, work.dy_dx, args.dx + at);
     }
-    if (walk.colliding) merge(k == TURNS[0], chunk, end - channel, dx_tiles, args.dx + map);
-    auto row_at = [&](int64_t t) { return chunk.pixel[t] * SS2D_DIRECTIONS * columns; };
+    if (walk.colliding) merge(k == 0, chunk, end - channel, dx_tiles, args.dx + map);
+    auto row_at = [&](int64_t t) { return chunk.pixel[t] * shape.directions * columns; };
     transpose_out(dx_dbl, row_at, chunk.length, columns, sums, PIXELS);
   }
 }
@@ -321,18 +321,19 @@ void run_direction(const Ss2dBackwardArgs& args, int64_t image, int k, int64_t s
 void run_task(const Ss2dBackwardArgs& args, int64_t group, int64_t slice, float* memory) {
   const Ss2dShape& shape = args.shape;
   const int64_t channel = slice_begin(args, slice), end = slice_begin(args, slice + 1);
-  for (int64_t row = 0; row <= SS2D_DIRECTIONS * sum_rows(shape); ++row)
+  for (int64_t row = 0; row <= shape.directions * sum_rows(shape); ++row)
     for (int64_t c = channel; c < end; c += LANES)
       store(args.group_sums + group * group_floats(shape) + row * padded_channels(shape) + c, Lanes{});
   const int64_t images = smaller(shape.batch, (group + 1) * args.group_images);
   alignas(64) Work work;
   for (int64_t image = group * args.group_images; image < images; ++image)
-    for (const int k : TURNS) run_direction(args, image, k, slice, group, memory, work);
+    for (int turn = 0; turn < shape.directions; ++turn)
+      run_direction(args, image, direction_at(shape, turn), slice, group, memory, work);
 }
 
 // dx_dbl as the sum of the slices' parts, in the slices' order.
 void add_slices(const Ss2dBackwardArgs& args) {
-  const int64_t count = args.shape.batch * pixel_count(args.shape) * SS2D_DIRECTIONS * column_count(args.shape);
+  const int64_t count = args.shape.batch * pixel_count(args.shape) * args.shape.directions * column_count(args.shape);
   const int64_t piece = 4096;
   parallel_for(ceil_div(count, piece), args.shape.threads, [&](int64_t task) {
     const int64_t end = smaller(count, (task + 1) * piece);
@@ -365,9 +366,9 @@ void add_groups(const Ss2dBackwardArgs& args, int64_t groups) {
     transpose_out(args.d_dt_weight, [&](int64_t c) { return (first + c) * rank; }, block.count, rank, memory, LANES);
     transpose_out(args.dA, [&](int64_t c) { return (first + c) * states; }, block.count, states, of_A, LANES);
     if (args.d_dt_bias) store_first(args.d_dt_bias, first, block.count, total(rows + rank + states));
-    if (args.dD) store_first(args.dD, first, block.count, total(SS2D_DIRECTIONS * sum_rows(shape)));
+    if (args.dD) store_first(args.dD, first, block.count, total(shape.directions * sum_rows(shape)));
   };
-  share_tasks(SS2D_DIRECTIONS * blocks, shape.threads, args.workspace, args.workspace_floats, add);
+  share_tasks(shape.directions * blocks, shape.threads, args.workspace, args.workspace_floats, add);
 }
 
 }  // namespace
@@ -375,8 +376,8 @@ void add_groups(const Ss2dBackwardArgs& args, int64_t groups) {
 void ss2d_backward(const Ss2dBackwardArgs& args) {
   const int64_t maps = args.shape.batch * pixel_count(args.shape), slices = args.slices;
   expect_fill(args.dx, maps * args.shape.channels * 4);
-  expect_fill(args.dx_dbl, maps * SS2D_DIRECTIONS * column_count(args.shape) * 4);
-  if (args.slice_sums) expect_fill(args.slice_sums, slices * maps * SS2D_DIRECTIONS * column_count(args.shape) * 4);
+  expect_fill(args.dx_dbl, maps * args.shape.directions * column_count(args.shape) * 4);
+  if (args.slice_sums) expect_fill(args.slice_sums, slices * maps * args.shape.directions * column_count(args.shape) * 4);
   const int64_t groups = ceil_div(args.shape.batch, args.group_images);
   share_tasks(groups * slices, args.shape.threads, args.workspace, args.workspace_floats, [&](int64_t task, float* memory) {
     run_task(args, task / slices, task % slices, memory);

@@ -1,6 +1,6 @@
 // What forward and backward of the fused operator share: the order of the pixels, a chunk's columns, the step sizes.
 //
-// A task walks some lane blocks (LANES channels each) of one image through the four directions, chunk by chunk. A chunk's
+// A task walks some lane blocks (LANES channels each) of one image through the directions, chunk by chunk. A chunk's
 // low-rank steps, B and C are first laid out as rows over its pixels, so that the loops below read them as scalars at
 // constant distances. Everything else of a chunk stays in tiles, [pixel][lane], that fit the first-level cache.
 #pragma once
@@ -30,25 +30,42 @@ VMAMBA_INLINE int64_t chunk_count(const Ss2dShape& shape) { return ceil_div(pixe
 
 // ---- scan orders ---------------------------------------------------------------------------------------------
 
-// The t-th pixel of a direction is start + (t / line) * line_step + (t % line) * step.
+// The t-th pixel of a direction is places[t], or without those start + (t / line) * line_step + (t % line) * step.
 struct Walk {
+  const int32_t* places;
   int64_t start, line, line_step, step;
   // Whether neighbouring pixels are a multiple of 4 KiB apart. Then they share one set of the first-level cache: what a load
   // fetches is driven out by the loads after it before the store to the same place comes, and each store waits.
   bool colliding;
 };
 
-VMAMBA_INLINE Walk walk_of(const Ss2dShape& shape, int direction) {
+// Along places from one pixel to the next the distance changes: what most of the first ones have in common decides.
+VMAMBA_INLINE bool collide(const int32_t* places, int64_t pixels, int64_t pixel_bytes) {
+  const int64_t steps = smaller(pixels, PIXELS) - 1;
+  int64_t found = 0;
+  for (int64_t t = 0; t < steps; ++t) found += (places[t + 1] - places[t]) * pixel_bytes % 4096 == 0;
+  return 2 * found > steps;
+}
+
+VMAMBA_INLINE Walk walk_of(const Ss2dShape& shape, const Ss2dInputs& in, int direction) {
+  const int64_t pixel_bytes = shape.channels * 4, line_bytes = shape.width * pixel_bytes;
+  if (in.places) {
+    const int32_t* places = in.places + direction * pixel_count(shape);
+    return {places, 0, 1, 0, 0, collide(places, pixel_count(shape), pixel_bytes)};
+  }
   const int64_t reading = shape.reading[direction];
   const int64_t down = reading & flip_h ? -shape.width : shape.width, right = reading & flip_w ? -1 : 1;
   const int64_t start = (reading & flip_h ? pixel_count(shape) - shape.width : 0) + (reading & flip_w ? shape.width - 1 : 0);
-  const int64_t pixel_bytes = shape.channels * 4, line_bytes = shape.width * pixel_bytes;
-  if (reading & by_column) return {start, shape.height, right, down, line_bytes % 4096 == 0};
-  return {start, shape.width, down, right, pixel_bytes % 4096 == 0};
+  if (reading & by_column) return {nullptr, start, shape.height, right, down, line_bytes % 4096 == 0};
+  return {nullptr, start, shape.width, down, right, pixel_bytes % 4096 == 0};
 }
 
-// The directions in the order in which they run: there and back, so that what one used last the next finds in the cache.
-constexpr int TURNS[SS2D_DIRECTIONS] = {0, 2, 1, 3};
+// The direction that runs as the turn-th. The second half of an even number is mostly the first half backwards; so they go
+// there and back, and what one used last the next finds in the cache. The first is always 0.
+VMAMBA_INLINE int direction_at(const Ss2dShape& shape, int turn) {
+  const int half = static_cast<int>(shape.directions / 2);
+  return shape.directions % 2 ? turn : turn / 2 + turn % 2 * half;
+}
 
 struct Chunk {
   int64_t length;
@@ -60,12 +77,16 @@ struct Chunk {
 // The chunk that begins at the first-th pixel of the walk.
 VMAMBA_INLINE void place_chunk(const Ss2dShape& shape, const Walk& walk, int64_t x_stride, int64_t first, Chunk& chunk) {
   chunk.length = smaller(pixel_count(shape) - first, PIXELS);
-  int64_t inside = first % walk.line, line = walk.start + first / walk.line * walk.line_step;
-  for (int64_t t = 0; t < chunk.length; ++t) {
-    chunk.pixel[t] = line + inside * walk.step;
-    if (++inside == walk.line) {
-      inside = 0;
-      line += walk.line_step;
+  if (walk.places) {
+    for (int64_t t = 0; t < chunk.length; ++t) chunk.pixel[t] = walk.places[first + t];
+  } else {
+    int64_t inside = first % walk.line, line = walk.start + first / walk.line * walk.line_step;
+    for (int64_t t = 0; t < chunk.length; ++t) {
+      chunk.pixel[t] = line + inside * walk.step;
+      if (++inside == walk.line) {
+        inside = 0;
+        line += walk.line_step;
+      }
     }
   }
   for (int64_t t = chunk.length; t < PIXELS; ++t) chunk.pixel[t] = chunk.pixel[chunk.length - 1];
@@ -199,14 +220,14 @@ void start_strand(const Ss2dShape& shape, const Ss2dInputs& in, int direction, B
 // D summed over the directions, each of which adds its D u to the same pixel.
 VMAMBA_INLINE Lanes total_skip(const Ss2dShape& shape, const float* D, Block block) {
   Lanes sum = {};
-  for (int k = 0; D && k < SS2D_DIRECTIONS; ++k)
+  for (int k = 0; D && k < shape.directions; ++k)
     sum += load_first<Dtype::float32>(D, k * shape.channels + block.channel, block.count);
   return sum;
 }
 
 // Where the states before the first-th pixel (a multiple of PIXELS, not 0) are kept; states are shape.channels apart.
 VMAMBA_INLINE int64_t saved_at(const Ss2dShape& shape, int64_t image, int direction, int64_t first, Block block) {
-  const int64_t chunk = (image * SS2D_DIRECTIONS + direction) * (chunk_count(shape) - 1) + first / PIXELS - 1;
+  const int64_t chunk = (image * shape.directions + direction) * (chunk_count(shape) - 1) + first / PIXELS - 1;
   return chunk * shape.states * shape.channels + block.channel;
 }
 

@@ -1,4 +1,4 @@
-// The fused operator: step projection, scan and merge of the four directions, over channels-last memory.
+// The fused operator: step projection, scan and merge of all directions, over channels-last memory.
 #include "lanes/memory.h"
 #include "ss2d/ss2d_body.h"
 
@@ -98,8 +98,8 @@ void run_direction(const Ss2dForwardArgs& args, int64_t image, int turn, int64_t
                    Tiles& tiles) {
   const Ss2dShape& shape = args.shape;
   const Tensor& x = args.in.x;
-  const int k = TURNS[turn];
-  const Walk walk = walk_of(shape, k);
+  const int k = direction_at(shape, turn);
+  const Walk walk = walk_of(shape, args.in, k);
   const int64_t blocks = ceil_div(channels, LANES), pixels = pixel_count(shape);
   float* rows = memory;
   float* strands = rows + column_count(shape) * PIXELS;
@@ -118,9 +118,10 @@ void run_direction(const Ss2dForwardArgs& args, int64_t image, int turn, int64_t
     Chunk& next = chunks[turned ^ 1];
     if (first + PIXELS < pixels)
       place_next(args, image, k, walk, first + PIXELS, next);
-    else if (turn + 1 < SS2D_DIRECTIONS)
-      place_next(args, image, TURNS[turn + 1], walk_of(shape, TURNS[turn + 1]), 0, next);
-    else
+    else if (turn + 1 < shape.directions) {
+      const int after = direction_at(shape, turn + 1);
+      place_next(args, image, after, walk_of(shape, args.in, after), 0, next);
+    } else
       next = chunk;
     load_columns(shape, args.in.x_dbl, image, k, chunk, rows);
     for (int64_t i = 0; i < blocks; ++i) {
@@ -175,7 +176,7 @@ void ss2d_forward(const Ss2dForwardArgs& args) {
               [&](int64_t task, float* memory) {
                 alignas(64) Tiles tiles;
                 const int64_t first = task % slices * together, channels = smaller(args.shape.channels - first, together);
-                for (int turn = 0; turn < SS2D_DIRECTIONS; ++turn)
+                for (int turn = 0; turn < args.shape.directions; ++turn)
                   run_direction(args, task / slices, turn, first, channels, memory, tiles);
               });
 }

@@ -15,12 +15,15 @@ from vmamba.errors import (
     OutputError,
     VMambaError,
 )
-from vmamba.heads import MaskRCNN, UPerNet
+from vmamba.heads import MaskRCNN, UNet3D, UPerNet
 from vmamba.inference.engines import optimize
 from vmamba.inference.warm import warm
-from vmamba.layers import SS2D, VSSBlock
-from vmamba.models import VSSM, Backbone_VSSM, VSSMConfig, model_config
+from vmamba.layers import SS1D, SS2D, SS3D, VSSBlock
+from vmamba.models import VSSM, VSSM3D, Backbone_VSSM, VolumeConfig, VSSMConfig, model_config
 from vmamba.scan import (
+    AxisOrder,
+    IndexOrder,
+    RuleOrder,
     backend,
     cross_merge_fn,
     cross_scan_fn,
@@ -39,20 +42,28 @@ if TYPE_CHECKING:
     from vmamba.evaluate.door import predict
 
 __all__ = [
+    "SS1D",
     "SS2D",
+    "SS3D",
     "VSSM",
+    "VSSM3D",
+    "AxisOrder",
     "Backbone_VSSM",
     "BackendError",
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "IndexOrder",
     "InputError",
     "MaskRCNN",
     "OutputError",
+    "RuleOrder",
+    "UNet3D",
     "UPerNet",
     "VMambaError",
     "VSSBlock",
     "VSSMConfig",
+    "VolumeConfig",
     "__version__",
     "backend",
     "count",

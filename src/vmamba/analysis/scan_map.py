@@ -165,6 +165,11 @@ def _directions(layer: SS2D) -> tuple[Direction, ...]:
             "this layer scans in cascade (v052dc): its second scan's steps depend on what the first gave, so there is "
             "no one attention map; look at a model with another forward type"
         )
+    if layer.scan_orders is not None or layer.share_directions:
+        raise ConfigError(
+            "this layer has scan_orders of its own, or directions that share parameters; scan maps are made of layers "
+            "with one of VMamba's scan modes"
+        )
     return directions_of(mode)
 
 

@@ -2,6 +2,7 @@
 
 from vmamba.architecture.config import Architecture, RuntimeOptions, VSSMConfig
 from vmamba.architecture.variants import VARIANTS, Published, Variant, list_models, model_config
+from vmamba.architecture.volumes import VolumeConfig
 
 __all__ = [
     "VARIANTS",
@@ -10,6 +11,7 @@ __all__ = [
     "RuntimeOptions",
     "VSSMConfig",
     "Variant",
+    "VolumeConfig",
     "list_models",
     "model_config",
 ]

@@ -103,6 +103,8 @@ class PackedSS2D(Recordable):
             and not op.channel_first
             and type(op.in_proj) is type(op.out_proj) is Pointwise
             and kind.scan_mode != "cascade2d"
+            and op.scan_orders is None
+            and not op.share_directions
             and can_fold(op.out_norm)
             and not kind.out_act
             and type(op.dropout) is nn.Dropout

@@ -32,6 +32,12 @@ class _Recorder:
         x: Tensor = tensors[0]
         return x.new_empty(x.shape, dtype=torch.float32)
 
+    def selective_scan(self, *_: Any) -> Tensor:
+        raise BackendError(
+            "the kernels of scans that are not one of upstream's scan modes over an image (scan_orders of one's own, "
+            "SS1D, SS3D) are not known beforehand; the first batch compiles them"
+        )
+
 
 def launches(
     model: nn.Module,
@@ -99,7 +105,7 @@ def warm(model: nn.Module, images: Sequence[int], dtype: torch.dtype = torch.flo
         how many kernels the model has.
 
     Raises:
-        BackendError: the kernels cannot run on this machine; says why.
+        BackendError: the kernels cannot run on this machine, or the model scans in orders of its own; says why.
     """
     obstacle = machine.machine_obstacle()
     if obstacle is not None:

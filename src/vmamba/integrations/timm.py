@@ -24,7 +24,7 @@ from timm.models import (
 from torch import Tensor, nn
 
 from vmamba.errors import ConfigError
-from vmamba.layers import SS2D, Mlp, Pointwise
+from vmamba.layers import SS1D, SS2D, SS3D, Mlp, Pointwise
 from vmamba.layers.basic import Conv2d
 from vmamba.models import VARIANTS, VSSM, VSSMConfig, model_config
 from vmamba.weights import OFFICIAL, adapt_to, fetch, fetch_official, load_adapted, translate_keys
@@ -180,7 +180,7 @@ def _default_cfg(variant: str) -> dict[str, Any]:
 
 
 # torch.fx takes these as one node each, so that a traced network runs what they choose to run, bit for bit.
-for _leaf in (SS2D, Mlp, Conv2d, Pointwise):
+for _leaf in (SS1D, SS2D, SS3D, Mlp, Conv2d, Pointwise):
     register_notrace_module(_leaf)
 default_cfgs = generate_default_cfgs(
     {f"{variant}.in1k" if variant in OFFICIAL else variant: _default_cfg(variant) for variant in VARIANTS}

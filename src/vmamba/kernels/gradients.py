@@ -11,7 +11,7 @@ from torch import Tensor
 from vmamba.errors import BackendError
 
 
-def differentiable(name: str, forward: Any, backward: Any, tensors: int, outputs: int = 1) -> None:
+def differentiable(name: str, forward: Any, backward: Any, tensors: int, outputs: int = 1, constants: int = 0) -> None:
     """Register the gradients of the operator ``vmamba::name``, which returns its output and what backward starts from.
 
     Args:
@@ -22,7 +22,9 @@ def differentiable(name: str, forward: Any, backward: Any, tensors: int, outputs
         tensors: how many of the forward operator's arguments, from the first, are tensors or None. Its last is
             ``save``, whether backward will be asked for.
         outputs: how many of its results are outputs; the others are what backward starts from.
+        constants: how many tensors without gradients follow the others.
     """
+    kept_inputs = tensors + constants
     run_backward = getattr(torch.ops.vmamba, f"{name}_backward").default
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -30,14 +32,14 @@ def differentiable(name: str, forward: Any, backward: Any, tensors: int, outputs
             raise BackendError(f"vmamba::{name} was called with save=False and needs gradients; pass save=True")
         saved = output[outputs:]
         ctx.mark_non_differentiable(*saved)
-        ctx.save_for_backward(*saved, *inputs[:tensors])
-        ctx.options = inputs[tensors:-1]
+        ctx.save_for_backward(*saved, *inputs[:kept_inputs])
+        ctx.options = inputs[kept_inputs:-1]
 
     def gradients(ctx: Any, *of_results: Tensor) -> tuple[Tensor | None, ...]:
         kept = ctx.saved_tensors
-        inputs = kept[len(kept) - tensors :]
+        inputs = kept[len(kept) - kept_inputs :][:tensors]
         found = run_backward(*of_results[:outputs], *kept, *ctx.options)
-        return *given(found, inputs), *(None for _ in ctx.options), None
+        return *given(found, inputs), *(None,) * (constants + len(ctx.options) + 1)
 
     forward.register_autograd(gradients, setup_context=setup_context)
     backward.register_autograd(_no_second_derivative)

@@ -33,9 +33,9 @@ def make_activation(name: str | Callable[[], nn.Module]) -> nn.Module:
 
 
 class SoftmaxOverPlaces(nn.Module):
-    """Softmax over the ``h·w`` places of each channel (postfix ``_onsoftmax``)."""
+    """Softmax over the places of each channel (postfix ``_onsoftmax``)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(b, h, w, c) → (b, h, w, c)``."""
-        y: Tensor = F.softmax(x.flatten(1, 2), dim=1).unflatten(1, x.shape[1:3])
+        """``(b, *sizes, c) → (b, *sizes, c)``."""
+        y: Tensor = F.softmax(x.flatten(1, -2), dim=1).unflatten(1, x.shape[1:-1])
         return y

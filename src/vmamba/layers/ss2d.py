@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from vmamba.errors import ConfigError, InputError
-from vmamba.layers.activation import SoftmaxOverPlaces, make_activation
-from vmamba.layers.basic import Conv2d, Pointwise
-from vmamba.layers.chain import chain
+from vmamba.errors import ConfigError
+from vmamba.layers.activation import SoftmaxOverPlaces
+from vmamba.layers.basic import Conv2d
 from vmamba.layers.forward_type import ForwardType, OutNorm
-from vmamba.layers.norm import LayerNorm, normed
-from vmamba.layers.ssm_init import (
-    DIRECTIONS,
-    init_mamba2_parameters,
-    init_projection_weight,
-    init_scan_parameters,
-)
+from vmamba.layers.mixer import ScanMixer
+from vmamba.layers.norm import LayerNorm
+from vmamba.layers.ssm_init import init_mamba2_parameters, init_scan_parameters
 from vmamba.scan import cascade_scan, ss2d_scan, ssd2d_scan
-from vmamba.scan.dispatch import ambient, check_name
+from vmamba.scan.any_order import ScanOrders, orders_of
+from vmamba.scan.dispatch import ambient
 
 
 def make_out_norm(kind: OutNorm, d_inner: int) -> nn.Module:
@@ -44,7 +39,7 @@ def make_out_norm(kind: OutNorm, d_inner: int) -> nn.Module:
     return LayerNorm(d_inner)
 
 
-class SS2D(nn.Module):
+class SS2D(ScanMixer):
     """The 2-d selective scan as a layer, with upstream's argument names.
 
     Args:
@@ -64,6 +59,10 @@ class SS2D(nn.Module):
         forward_type: upstream's string, see `ForwardType`. ``v0`` and ``v0seq`` always have a biased 3×3
             convolution, SiLU, no projection bias and init ``v0``. ``m0`` scans as Mamba-2 does (`ssd_scan`): one decay
             a head, no step projection; it is never gated (``m0_noz``) and has init ``v1`` or ``v2`` only.
+        scan_orders: in which directions the map is read, in place of the forward type's four: a name out of
+            ``cross``, ``diagonal`` and ``windows``, or a list of `AxisOrder`, `IndexOrder`, `RuleOrder` or functions
+            ``(h, w) → places``. Each direction has parameters of its own, in this order.
+        share_directions: one set of scan parameters for all directions.
         channel_first: take and return ``(b, c, h, w)`` instead of ``(b, h, w, c)``.
         selective_scan_backend: the scan's implementation: None, ``"oflex"``, ``"mamba"`` or ``"torch"``. A call's
             own choice, `vmamba.backend` and the environment are stronger.
@@ -72,6 +71,11 @@ class SS2D(nn.Module):
         ConfigError: an argument that is not legal.
         BackendError: an unknown backend name.
     """
+
+    SIZES = "h, w"
+    CONV = "conv2d"
+
+    conv2d: nn.Module | None
 
     def __init__(
         self,
@@ -93,39 +97,37 @@ class SS2D(nn.Module):
         forward_type: str = "v2",
         channel_first: bool = False,
         selective_scan_backend: str | None = None,
+        scan_orders: ScanOrders | None = None,
+        share_directions: bool = False,
     ) -> None:
-        super().__init__()
-        self.forward_type = kind = ForwardType.parse(forward_type)
-        self.selective_scan_backend = check_name(selective_scan_backend)
+        kind = ForwardType.parse(forward_type)
         if kind.family == "v0":
             act_layer, d_conv, conv_bias, bias, initialize = nn.SiLU, 3, True, False, "v0"
-        self.d_model = d_model
-        self.d_inner = d = int(ssm_ratio * d_model)
-        self.d_state = n = math.ceil(d_model / 6) if d_state == "auto" else int(d_state)
-        self.dt_rank = r = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
-        if min(d, n, r) < 1:
-            raise ConfigError(f"SS2D needs d_inner, d_state and dt_rank ≥ 1, given {d}, {n}, {r}")
         if d_conv > 1 and d_conv % 2 == 0:
             raise ConfigError(f"ssm_conv {d_conv} would shrink the map; give an odd number, or one below 2 for none")
-        self.channel_first = channel_first
+        orders = None if scan_orders is None else orders_of(scan_orders, 2)
+        if (orders is not None or share_directions) and kind.family == "m0":
+            raise ConfigError(
+                f"forward_type {forward_type!r}, Mamba-2's scan, has neither scan_orders nor share_directions; give "
+                "another, such as 'v05_noz'"
+            )
+        if (orders is not None or share_directions) and kind.scan_mode != "cross2d":
+            raise ConfigError(
+                f"forward_type {forward_type!r} names directions of its own ({kind.scan_mode}); with scan_orders or "
+                "share_directions give one of the cross-scan, such as 'v05_noz'"
+            )
 
-        # Keys come in upstream's order, which optimizer states in its checkpoints follow: the norm first, but in v0.
-        if kind.family != "v0":
-            self.out_norm = make_out_norm(kind.out_norm, d)
-        self.in_proj = Pointwise(d_model, 2 * d if kind.gate else d, bias=bias)
-        self.act = make_activation(act_layer)
-        conv = (
-            Conv2d(d, d, kernel_size=d_conv, padding=(d_conv - 1) // 2, groups=d, bias=conv_bias)
-            if d_conv > 1
-            else None
-        )
-        # Upstream permutes before and after the convolution in m0, which shows in its key.
-        self.conv2d = conv if conv is None or kind.family != "m0" else nn.Sequential(OrderedDict([("1", conv)]))
-        self.x_proj_weight = nn.Parameter(init_projection_weight(r + 2 * n, d))
-        drawn = (
-            init_mamba2_parameters(initialize, d, r)
-            if kind.family == "m0"
-            else init_scan_parameters(
+        def make_conv(d: int) -> nn.Module | None:
+            if d_conv <= 1:
+                return None
+            conv = Conv2d(d, d, kernel_size=d_conv, padding=(d_conv - 1) // 2, groups=d, bias=conv_bias)
+            # Upstream permutes before and after the convolution in m0, which shows in its key.
+            return conv if kind.family != "m0" else nn.Sequential(OrderedDict([("1", conv)]))
+
+        def draw(d: int, n: int, r: int, sets: int) -> dict[str, Tensor]:
+            if kind.family == "m0":
+                return init_mamba2_parameters(initialize, d, r)
+            return init_scan_parameters(
                 initialize,
                 d,
                 n,
@@ -135,59 +137,41 @@ class SS2D(nn.Module):
                 dt_init=dt_init,
                 dt_scale=dt_scale,
                 dt_init_floor=dt_init_floor,
+                directions=sets,
             )
+
+        super().__init__(
+            kind,
+            d_model,
+            d_state,
+            ssm_ratio,
+            dt_rank,
+            act_layer,
+            make_conv,
+            lambda d: make_out_norm(kind.out_norm, d),
+            dropout,
+            bias,
+            draw,
+            orders,
+            share_directions,
+            channel_first,
+            selective_scan_backend,
         )
-        for name, value in drawn.items():
-            self.register_parameter(name, nn.Parameter(value))
-        if kind.family == "v0":
-            self.out_norm = make_out_norm(kind.out_norm, d)
-        self.out_act = nn.GELU() if kind.out_act else nn.Identity()
-        self.out_proj = Pointwise(d, d_model, bias=bias)
-        self.dropout = nn.Dropout(dropout)
-
-    A_logs: nn.Parameter
-    Ds: nn.Parameter
-    dt_projs_weight: nn.Parameter  # but in m0
-    dt_projs_bias: nn.Parameter
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(b, h, w, c) → (b, h, w, c)``, or ``(b, c, h, w)`` both where ``channel_first``."""
-        if x.dim() != 4 or x.shape[1 if self.channel_first else 3] != self.d_model:
-            want = f"(b, {self.d_model}, h, w)" if self.channel_first else f"(b, h, w, {self.d_model})"
-            raise InputError(f"SS2D takes {want}, given {tuple(x.shape)} (channel_first={self.channel_first})")
-        if self.channel_first:
-            return self._mix(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return self._mix(x)
-
-    def _mix(self, x: Tensor) -> Tensor:
-        kind, z = self.forward_type, None
-        x = self.in_proj(x)
-        if kind.gate:
-            x, z = x.chunk(2, dim=-1)
-            z = self.act(z) if kind.gate_act else z
-        x = self.act(x) if self.conv2d is None else chain(x, self.conv2d, self.act)
-        # The scan's output stays float32 through the norm and takes the layer's dtype after it.
-        y = self.out_act(normed(self.out_norm, self.scan(x), x.dtype))
-        y = y if z is None else y * z
-        out: Tensor = self.dropout(self.out_proj(y))
-        return out
 
     def scan(self, x: Tensor) -> Tensor:
         """The scan itself: ``x (b, h, w, d) → y (b, h, w, d)``, float32 (float64 for float64 ``x``)."""
-        kind = self.forward_type
-        backend = ambient(self.selective_scan_backend)
-        # Parameters of the recurrence enter in full precision, whatever the module was cast to.
-        full = torch.float64 if self.A_logs.dtype == torch.float64 else torch.float32
-        A = -torch.exp(self.A_logs.to(full))
-        D, dt_bias = self.Ds.to(full), self.dt_projs_bias.to(full)
-        dt_weight = None if kind.family == "m0" else self.dt_projs_weight.to(full)
-        if kind.scan_mode == "cascade2d" and dt_weight is not None:
-            return cascade_scan(x, self.x_proj_weight, dt_weight, dt_bias, A, D, backend=backend)
-        rows = self.dt_rank + 2 * self.d_state
-        x_dbl = nn.functional.linear(x, self.x_proj_weight.view(DIRECTIONS * rows, self.d_inner))
-        x_dbl = x_dbl.unflatten(-1, (DIRECTIONS, rows))
-        if kind.cast_float32:
-            x, x_dbl = x.to(full), x_dbl.to(full)
-        if dt_weight is None:
-            return ssd2d_scan(x, x_dbl, dt_bias, A, D, kind.scan_mode, backend=backend)
-        return ss2d_scan(x, x_dbl, dt_weight, dt_bias, A, D, kind.scan_mode, backend=backend)
+        if self.scan_orders is not None:
+            return super().scan(x)
+        kind, backend = self.forward_type, ambient(self.selective_scan_backend)
+        mode = kind.scan_mode
+        if kind.family == "m0":
+            A, D, dt_bias = (
+                -torch.exp(self._in_full(self.A_logs)),
+                self._in_full(self.Ds),
+                self._in_full(self.dt_projs_bias),
+            )
+            return ssd2d_scan(*self._projected(x), dt_bias, A, D, mode, backend=backend)
+        recurrence = self._recurrence()
+        if mode == "cascade2d":
+            return cascade_scan(x, self.x_proj_weight, *recurrence, backend=backend)
+        return ss2d_scan(*self._projected(x), *recurrence, mode, backend=backend)

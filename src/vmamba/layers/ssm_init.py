@@ -26,8 +26,9 @@ def init_scan_parameters(
     dt_init: str = "random",
     dt_scale: float = 1.0,
     dt_init_floor: float = 1e-4,
+    directions: int = DIRECTIONS,
 ) -> dict[str, Tensor]:
-    """Draw ``A_logs (4·d, n)``, ``Ds (4·d,)``, ``dt_projs_weight (4, d, r)`` and ``dt_projs_bias (4, d)``.
+    """Draw ``A_logs (k·d, n)``, ``Ds (k·d,)``, ``dt_projs_weight (k, d, r)`` and ``dt_projs_bias (k, d)``.
 
     ``v0`` is Mamba's (arXiv 2312.00752, §3.6): ``A = -(1..n)``, steps log-uniform in [dt_min, dt_max] and at least
     ``dt_init_floor`` through the inverse softplus, step weights uniform in ±dt_scale·r^-½, or that number itself
@@ -45,23 +46,23 @@ def init_scan_parameters(
             f"steps need 0 < dt_min ≤ dt_max and dt_init_floor ≥ 0, given dt_min={dt_min}, dt_max={dt_max}, "
             f"dt_init_floor={dt_init_floor}"
         )
-    Ds = torch.ones(DIRECTIONS * d_inner)
+    Ds = torch.ones(directions * d_inner)
     if mode == "v0":
-        A_logs = torch.log(torch.arange(1, d_state + 1)).repeat(DIRECTIONS * d_inner, 1)
+        A_logs = torch.log(torch.arange(1, d_state + 1)).repeat(directions * d_inner, 1)
         bound = dt_scale * dt_rank**-0.5
-        weight = torch.empty(DIRECTIONS, d_inner, dt_rank)
+        weight = torch.empty(directions, d_inner, dt_rank)
         weight = weight.uniform_(-bound, bound) if dt_init == "random" else weight.fill_(bound)
         low, high = math.log(dt_min), math.log(dt_max)
-        step = torch.exp(torch.rand(DIRECTIONS, d_inner) * (high - low) + low).clamp(min=dt_init_floor)
+        step = torch.exp(torch.rand(directions, d_inner) * (high - low) + low).clamp(min=dt_init_floor)
         bias = step + torch.log(-torch.expm1(-step))  # softplus(bias) = step
     elif mode == "v1":
-        A_logs = torch.randn(DIRECTIONS * d_inner, d_state)
-        weight = 0.1 * torch.randn(DIRECTIONS, d_inner, dt_rank)
-        bias = 0.1 * torch.randn(DIRECTIONS, d_inner)
+        A_logs = torch.randn(directions * d_inner, d_state)
+        weight = 0.1 * torch.randn(directions, d_inner, dt_rank)
+        bias = 0.1 * torch.randn(directions, d_inner)
     elif mode == "v2":
-        A_logs = torch.zeros(DIRECTIONS * d_inner, d_state)
-        weight = 0.1 * torch.rand(DIRECTIONS, d_inner, dt_rank)
-        bias = 0.1 * torch.rand(DIRECTIONS, d_inner)
+        A_logs = torch.zeros(directions * d_inner, d_state)
+        weight = 0.1 * torch.rand(directions, d_inner, dt_rank)
+        bias = 0.1 * torch.rand(directions, d_inner)
     else:
         raise ConfigError(f"ssm_init {mode!r} is unknown; legal: {', '.join(SSM_INITS)}")
     return {"A_logs": A_logs, "Ds": Ds, "dt_projs_weight": weight, "dt_projs_bias": bias}
@@ -98,7 +99,7 @@ def check_mamba2_init(mode: str) -> None:
         )
 
 
-def init_projection_weight(rows: int, d_inner: int) -> Tensor:
-    """Draw an x projection ``(4, rows, d)`` as `torch.nn.Linear` draws its weight: uniform in ±d^-½."""
+def init_projection_weight(rows: int, d_inner: int, directions: int = DIRECTIONS) -> Tensor:
+    """Draw an x projection ``(k, rows, d)`` as `torch.nn.Linear` draws its weight: uniform in ±d^-½."""
     bound = d_inner**-0.5
-    return torch.empty(DIRECTIONS, rows, d_inner).uniform_(-bound, bound)
+    return torch.empty(directions, rows, d_inner).uniform_(-bound, bound)

@@ -2,6 +2,7 @@
 
 import vmamba.scan.work  # noqa: F401 — tells torch's counters what the operators cost
 from vmamba.kernels.interface import recorded_runs
+from vmamba.scan.any_order import AxisOrder, IndexOrder, RuleOrder, order_scan, order_scan_reference
 from vmamba.scan.cascade import cascade_scan
 from vmamba.scan.dispatch import backend
 from vmamba.scan.orders import cross_merge, cross_merge_fn, cross_scan, cross_scan_fn
@@ -17,12 +18,17 @@ from vmamba.scan.ssd2d_scan import ssd2d_scan
 from vmamba.scan.ssd_scan import ssd_scan
 
 __all__ = [
+    "AxisOrder",
+    "IndexOrder",
+    "RuleOrder",
     "backend",
     "cascade_scan",
     "cross_merge",
     "cross_merge_fn",
     "cross_scan",
     "cross_scan_fn",
+    "order_scan",
+    "order_scan_reference",
     "recorded_runs",
     "selective_scan",
     "selective_scan_fn",

@@ -15,7 +15,8 @@ from vmamba.kernels.native.structs import pointer, struct, tensor
 
 _CHUNK = 64  # pixels between two saved states, as in csrc/ss2d/ss2d_args.h
 _LANES = 16  # of the widest instruction set; channels are cut in multiples of it
-_DIRECTIONS = 4
+_DIRECTIONS = 4  # of a scan mode
+_NO_READING = (0,) * _DIRECTIONS
 _GROUPS = 32  # backward cuts the batch into at most so many groups of images,
 _TASKS = 16  # and channels into slices, so that there are about this many tasks,
 _SLICES = 4  # but not into more than this, since each has its own sum for x_dbl's gradient
@@ -24,14 +25,18 @@ _SLICES = 4  # but not into more than this, since each has its own sum for x_dbl
 Workspace = Callable[[int], Tensor]
 
 
-def saved_shape(x: Tensor, A: Tensor) -> tuple[int, ...]:
+#: The kernels walk orders that are given as places.
+PLACES = True
+
+
+def saved_shape(x: Tensor, A: Tensor, directions: int = _DIRECTIONS) -> tuple[int, ...]:
     """Where the kernels keep states for backward, of all chunks but the first, as flat memory of this shape.
 
     There is room for two chunks more, so that no size is 0 or 1, for which compilers make graphs of their own. These
     two the kernels leave alone.
     """
     b, h, w, d = x.shape
-    return (h * w - 1) // _CHUNK + 2, b, _DIRECTIONS, A.shape[1], d
+    return (h * w - 1) // _CHUNK + 2, b, directions, A.shape[1], d
 
 
 def forward(
@@ -41,7 +46,7 @@ def forward(
     dt_bias: Tensor | None,
     A: Tensor,
     D: Tensor | None,
-    readings: Sequence[int],
+    readings: Sequence[int] | Tensor,
     delta_softplus: bool,
     y: Tensor,
     saved: Tensor | None,
@@ -63,7 +68,7 @@ def forward_call(
     dt_bias: Tensor | None,
     A: Tensor,
     D: Tensor | None,
-    readings: Sequence[int],
+    readings: Sequence[int] | Tensor,
     delta_softplus: bool,
     y: Tensor,
     saved: Tensor | None,
@@ -73,7 +78,8 @@ def forward_call(
 
     Args:
         x, x_dbl, dt_weight, dt_bias, A, D, delta_softplus: as of `vmamba.scan.ss2d_scan`; parameters float32.
-        readings: of the scan mode, see `vmamba.scan.orders.readings_of`.
+        readings: of the scan mode, see `vmamba.scan.orders.readings_of`; or for any other directions the places that
+            each reads, ``(k, l)``, int32, contiguous: permutations of 0 … l-1, which nobody here checks.
         y: the result, ``(b, h, w, d)``, contiguous, float32.
         saved: of `saved_shape`, contiguous, or None where nothing is to be kept.
         workspace: makes memory for this call.
@@ -102,7 +108,7 @@ def backward(
     dt_bias: Tensor | None,
     A: Tensor,
     D: Tensor | None,
-    readings: Sequence[int],
+    readings: Sequence[int] | Tensor,
     delta_softplus: bool,
     gradients: Sequence[Tensor | None],
     workspace: Workspace,
@@ -119,7 +125,7 @@ def backward(
     blocks = -(-call.channels // _LANES)
     slices = min(blocks, _SLICES, -(-_TASKS // groups))
     slice_sums = workspace(slices * x_dbl.numel()) if slices > 1 else None
-    group_sums = workspace(groups * (_DIRECTIONS * (call.rank + call.states + 1) + 1) * _padded(call.channels))
+    group_sums = workspace(groups * (call.directions * (call.rank + call.states + 1) + 1) * _padded(call.channels))
     floats = 2 * call.columns * _CHUNK + (call.columns + _CHUNK + 2) * -(-blocks // slices) * _LANES
     memory = workspace(call.threads * floats)
     dx, dx_dbl, d_dt_weight, d_dt_bias, dA, dD = gradients
@@ -156,7 +162,7 @@ class _Inputs:
         dt_bias: Tensor | None,
         A: Tensor,
         D: Tensor | None,
-        readings: Sequence[int],
+        readings: Sequence[int] | Tensor,
         delta_softplus: bool,
     ) -> None:
         self.batch, _, _, self.channels = x.shape
@@ -165,8 +171,11 @@ class _Inputs:
         self.threads = torch.get_num_threads()
         pixels, columns = _by_pixel(x), _by_pixel(x_dbl)
         parameters = [None if t is None else t.contiguous() for t in (dt_weight, dt_bias, A, D)]
-        self.tensors = (pixels, columns, *parameters)
-        self.shape = _shape(*x.shape, self.rank, self.states, tuple(readings), delta_softplus, self.threads)
+        self.directions = dt_weight.shape[0]
+        places, reading = (readings, _NO_READING) if isinstance(readings, Tensor) else (None, tuple(readings))
+        self.tensors = (pixels, columns, *parameters, places)
+        sizes = (*x.shape, self.rank, self.states, self.directions)
+        self.shape = _shape(*sizes, reading, delta_softplus, self.threads)
         step_weight, step_bias, decay, skip = map(pointer, parameters)
         self.inputs = struct(
             "Ss2dInputs",
@@ -176,6 +185,7 @@ class _Inputs:
             dt_bias=step_bias,
             A=decay,
             D=skip,
+            places=pointer(places),
         )
 
 
@@ -187,6 +197,7 @@ def _shape(
     channels: int,
     rank: int,
     states: int,
+    directions: int,
     reading: tuple[int, ...],
     softplus: bool,
     threads: int,
@@ -200,6 +211,7 @@ def _shape(
         channels=channels,
         rank=rank,
         states=states,
+        directions=directions,
         reading=reading,
         softplus=softplus,
         threads=threads,

@@ -24,25 +24,30 @@ from vmamba.scan.schema.kernels import (
 from vmamba.scan.schema.run import Scan, run
 
 
-def _ss2d_scan_kernel(
+def ss2d_scan_kernel(
     x: Tensor,
     x_dbl: Tensor,
     dt_weight: Tensor,
     dt_bias: Tensor | None,
     A: Tensor,
     D: Tensor | None,
-    readings: Sequence[int],
+    readings: Sequence[int] | Tensor,
     delta_softplus: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Return ``y``, and the states that backward starts from if asked to save. Parameters are float32."""
     scan, detail = kernels_of(x).ss2d_scan, ""
     y = dense(x)
-    saved = memory_for_states(x, scan.saved_shape(x, A)) if save else None
+    saved = memory_for_states(x, scan.saved_shape(x, A, *_directions(dt_weight, readings))) if save else None
     if y.numel():
         detail = scan.forward(x, x_dbl, dt_weight, dt_bias, A, D, readings, delta_softplus, y, saved, workspace(x))
     record(ScanRun("oflex", "ss2d_scan", detail))
     return y, saved
+
+
+def _directions(dt_weight: Tensor, readings: Sequence[int] | Tensor) -> tuple[int, ...]:
+    """How many there are, where it is not the scan modes' four."""
+    return (dt_weight.shape[0],) if isinstance(readings, Tensor) else ()
 
 
 @torch.library.custom_op("vmamba::ss2d_scan", mutates_args=())
@@ -58,7 +63,7 @@ def _ss2d_scan(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     checked(kernels_of(x), (x, x_dbl), (dt_weight, dt_bias, A, D))
-    y, saved = _ss2d_scan_kernel(x, x_dbl, dt_weight, dt_bias, A, D, readings, delta_softplus, save)
+    y, saved = ss2d_scan_kernel(x, x_dbl, dt_weight, dt_bias, A, D, readings, delta_softplus, save)
     return y, y.new_empty(0) if saved is None else saved
 
 
@@ -70,7 +75,7 @@ def _(
     return dense(x), x.new_empty(shape, dtype=torch.float32)
 
 
-def _ss2d_scan_gradients(dy: Tensor, saved: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+def ss2d_scan_gradients(dy: Tensor, saved: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """Return the gradients of x, x_dbl, dt_weight, dt_bias, A and D, empty where the input is None."""
     *inputs, readings, delta_softplus = arguments
     x, x_dbl = inputs[:2]
@@ -96,10 +101,10 @@ def _ss2d_scan_backward(
     readings: Sequence[int],
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See `_ss2d_scan_gradients`."""
+    """See `ss2d_scan_gradients`."""
     checked(kernels_of(x), (x, x_dbl), (dt_weight, dt_bias, A, D, saved, dy))
     inputs = (x, x_dbl, dt_weight, dt_bias, A, D)
-    return _ss2d_scan_gradients(dy, saved, *inputs, readings, delta_softplus)  # type: ignore[return-value]
+    return ss2d_scan_gradients(dy, saved, *inputs, readings, delta_softplus)  # type: ignore[return-value]
 
 
 @_ss2d_scan_backward.register_fake
@@ -107,7 +112,7 @@ def _(dy: Tensor, saved: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     return memory_like(inputs[:6])
 
 
-_SCAN = Scan(_ss2d_scan_kernel, _ss2d_scan, _ss2d_scan_gradients, _ss2d_scan_backward)
+_SCAN = Scan(ss2d_scan_kernel, _ss2d_scan, ss2d_scan_gradients, _ss2d_scan_backward)
 differentiable("ss2d_scan", _ss2d_scan, _ss2d_scan_backward, 6)
 
 
