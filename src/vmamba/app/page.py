@@ -117,10 +117,16 @@ def build_page(models: Models, examples: Sequence[Path], most_bytes: int) -> Any
         cam = _figure("cam", "Class map", visible=False)
         shown = [note, rows, seen, overlay, stage, scan]
         for moved in (name, file):
-            said = moved.change(first_look, [name, file], shown, api_name="look" if moved is file else False)
-            said.then(class_map, [name, file], [cam], api_name=False)
-        seen.select(look_from, [name, file, stage], [scan, hint], api_name=False)
-        stage.input(lambda: None, None, [scan], api_name=False)
+            said = moved.change(
+                first_look,
+                [name, file],
+                shown,
+                api_name="look" if moved is file else None,
+                api_visibility="public" if moved is file else "private",
+            )
+            said.then(class_map, [name, file], [cam], api_visibility="private")
+        seen.select(look_from, [name, file, stage], [scan, hint], api_visibility="private")
+        stage.input(lambda: None, None, [scan], api_visibility="private")
     return page.queue(max_size=_WAITING, default_concurrency_limit=4)
 
 

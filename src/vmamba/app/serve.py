@@ -122,7 +122,8 @@ def launch(page: Any, config: AppConfig, examples: list[Path]) -> str:
         )
     except OSError as error:
         raise OutputError(f"cannot listen on {config.host}:{config.port}: {error}; give another port") from error
-    return shared or address
+    where: str = shared or address
+    return where
 
 
 @contextmanager

@@ -82,16 +82,16 @@ def make_sample(part: str, seed: int, index: int, size: int = SIZE) -> ShapesSam
         window, mask = _outline(random, label, size)
         colour = _colour(random).astype(np.int16)[:, None, None]
         grain = random.randint(-14, 15, mask.shape).astype(np.int16)
-        left = [now - np.count_nonzero(old[window] & mask) for now, old in zip(in_sight, seen, strict=True)]
+        left = [now - int(np.count_nonzero(old[window] & mask)) for now, old in zip(in_sight, seen, strict=True)]
         if any(now < _VISIBLE * full for now, full in zip(left, whole, strict=True)):
             continue  # it would hide another
-        np.copyto(image[(slice(None), *window)], colour + grain, where=mask)
+        np.copyto(image[:, window[0], window[1]], colour + grain, where=mask)
         np.copyto(semantic[window], np.uint8(label), where=mask)
         for old in seen:
             old[window] &= ~mask
         seen.append(np.zeros((size, size), bool))
         seen[-1][window] = mask
-        whole.append(np.count_nonzero(mask))
+        whole.append(int(np.count_nonzero(mask)))
         in_sight = [*left, whole[-1]]
         labels.append(label)
     pixels = np.ascontiguousarray(image.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
