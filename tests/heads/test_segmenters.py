@@ -93,14 +93,17 @@ def test_any_size_and_gradients_everywhere(decoder: str, size: tuple[int, int], 
     image = torch.randn(2, 2, *size)
     assert model(image).shape == (2, 3, *size)
     decoded, auxiliary = model.logits(image)
-    assert (auxiliary is None) == (decoder != "upernet")
+    assert auxiliary is not None
     target = torch.randint(0, 3, (2, *size))
-    loss = segmentation_loss(decoded, target)
-    if auxiliary is not None:
-        loss = loss + 0.4 * segmentation_loss(auxiliary, target)
-    loss.backward()
+    (segmentation_loss(decoded, target) + 0.4 * segmentation_loss(auxiliary, target)).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert without == []
+
+
+def test_who_has_an_auxiliary_head() -> None:
+    having = {name for name, variant in SEGMENTERS.items() if variant.auxiliary_head is not None}
+    assert having == {name for name in SEGMENTERS if name.startswith("upernet") or name.endswith("_nano")}
+    assert small("unet", auxiliary_head=False).logits(torch.randn(1, 3, 32, 32))[1] is None
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
