@@ -61,7 +61,7 @@ _OTHER_OPTIONS: Mapping[str, Mapping[str, Any]] = {"vanilla_vmamba_tiny": {"drop
 def _variant(family: str, variant: str) -> SegmenterVariant:
     nano = variant == "vmamba_nano"
     auxiliary = None
-    if nano:  # also over U-Net and FPN: from nothing, the deep maps learn what is what far sooner with a loss of their own
+    if nano:  # under U-Net and FPN too: deep maps learn what is what far sooner with a loss of their own
         auxiliary = FCNHeadConfig(channels=32)
     elif family == "upernet":
         auxiliary = FCNHeadConfig()
