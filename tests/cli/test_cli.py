@@ -168,6 +168,14 @@ def test_print_config_shows_what_a_run_would_use_and_whence(
     assert run(capsys, "train", "--lr", "0", "--print_config")[0] == 2
 
 
+def test_print_config_tells_a_data_sets_own_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "train", "--task", "segmentation", "--print_config")
+    assert status == 0
+    where = comments(out)
+    for name in ("epoch_updates", "warmup_updates", "data.image_size"):
+        assert where[name] == "recipe of shapes", name
+
+
 def test_print_config_of_a_run_to_go_on_with(
     colour_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

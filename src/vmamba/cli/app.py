@@ -34,6 +34,4 @@ def _app(values: Namespace) -> int:
     return 0
 
 
-APP = Command(
-    "Serve a page in the browser: answers, scan maps, class maps and overlays for your images.", _options, _app
-)
+APP = Command("Serve a page in the browser: answers, scan maps and overlays for your images.", _options, _app)

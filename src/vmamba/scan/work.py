@@ -53,6 +53,7 @@ def _backward(forward: Formula, before: int) -> Formula:
 #: Operator, its formula, and how many arguments of its backward operator stand before its own.
 _SCANS: tuple[tuple[str, Callable[..., Work], int], ...] = (
     ("ss2d_scan", _ss2d_scan, 2),
+    ("order_scan", _ss2d_scan, 2),
     ("selective_scan", _selective_scan, 2),
     ("selective_scan_states", _selective_scan, 4),
     ("mamba_scan", _selective_scan, 2),

@@ -75,7 +75,7 @@ def with_defaults(config: TrainConfig) -> TrainConfig:
     filled: dict[str, Any] = {
         f.name: getattr(recipe, f.name)
         for f in fields(Recipe)
-        if f.name not in _MORE and getattr(config, f.name) is None
+        if f.name not in MORE and getattr(config, f.name) is None
     }
     if config.lr_per_1024 is not None:
         filled.pop("lr", None)
@@ -94,7 +94,7 @@ def with_defaults(config: TrainConfig) -> TrainConfig:
 
 
 #: A `Recipe`'s fields that another recipe stands for as a whole.
-_MORE = ("epoch_updates", "warmup_updates", "image_size", "task_options")
+MORE = ("epoch_updates", "warmup_updates", "image_size", "task_options")
 
 
 def _with_more(config: TrainConfig, recipe: Recipe) -> TrainConfig:

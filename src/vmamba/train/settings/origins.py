@@ -9,7 +9,7 @@ from vmamba.data.preprocessing import Augmentation
 from vmamba.train.folder.resume import decided, flat, given_values, resumed_config
 from vmamba.train.folder.run_folder import new_run_folder
 from vmamba.train.settings.config import TrainConfig
-from vmamba.train.settings.filling import rates, recipe_values
+from vmamba.train.settings.filling import MORE, rates, recipe_values
 from vmamba.train.settings.recipe import Recipe
 from vmamba.train.settings.recipe_files import recipe_dataset
 
@@ -32,7 +32,7 @@ def explained(config: TrainConfig) -> tuple[dict[str, Any], dict[str, str]]:
         dataset = whole.data.dataset
         named = dict.fromkeys(["data.image_size", "data.in_chans"], f"data set {dataset}")
         named |= {f"augmentation.{f.name}": f"data set {dataset}" for f in fields(Augmentation)}
-        named |= {f.name: f"recipe of {dataset}" for f in fields(Recipe)}
+        named |= dict.fromkeys(_from_recipe_of_data(whole), f"recipe of {dataset}")
         if config.epochs is not None:
             named["warmup_epochs"] += ", at most a quarter of the epochs"
         named["num_workers"] += ", at most one for each core"
@@ -52,3 +52,14 @@ def explained(config: TrainConfig) -> tuple[dict[str, Any], dict[str, str]]:
         if own == config.data.dataset:
             origins["data.dataset"] = f"recipe {config.recipe}"
     return values, origins
+
+
+def _from_recipe_of_data(config: TrainConfig) -> list[str]:
+    """Dotted names of what the data set's recipe says, given or not."""
+    recipe = config.dataset_recipe
+    names = [f.name for f in fields(Recipe) if f.name not in MORE]
+    if config.recipe is None:
+        names += [name for name in ("epoch_updates", "warmup_updates") if getattr(recipe, name) is not None]
+        names += ["data.image_size"] if recipe.image_size is not None else []
+        names += ["task_options"] if recipe.task_options else []
+    return names
