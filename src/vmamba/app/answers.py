@@ -145,8 +145,14 @@ def seen_by_model(trained: Trained, path: Path) -> Image.Image:
     """
     values = drawn(pixels_of(path, trained.preprocessing), trained.preprocessing)
     shown = Image.fromarray((255 * values).round().astype(np.uint8))
-    factor = max(1.0, _CLICKED / min(shown.size))
-    return shown.resize((round(shown.width * factor), round(shown.height * factor)), Image.Resampling.NEAREST)
+    return shown.resize(seen_size(trained), Image.Resampling.NEAREST)
+
+
+def seen_size(trained: Trained) -> tuple[int, int]:
+    """Width and height of what `seen_by_model` gives, pixels."""
+    p = trained.preprocessing
+    factor = max(1.0, _CLICKED / min(p.width, p.height))
+    return round(p.width * factor), round(p.height * factor)
 
 
 def scan_picture(

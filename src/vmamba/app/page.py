@@ -74,9 +74,9 @@ def build_page(models: Models, examples: Sequence[Path], most_bytes: int) -> Any
         path = Path(file)
         try:
             trained, device = models.open(name)
+            width, height = answers.seen_size(trained)
+            at = (event.index[1] / height, event.index[0] / width)
             with models.running:
-                width, height = answers.seen_by_model(trained, path).size
-                at = (event.index[1] / height, event.index[0] / width)
                 picture = answers.scan_picture(trained, device, path, at, -2 if stage is None else int(stage))
         except VMambaError as error:
             return None, f"**{_plain(str(error), path)}**"

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vmamba._torch import is_plain_module
-from vmamba.errors import InputError
 from vmamba.functional import gpu
 from vmamba.layers.basic import DropPath, Pointwise
-from vmamba.layers.mixer import ScanMixer
+from vmamba.layers.mixer import ScanMixer, check_map
 from vmamba.layers.mlp import GatedMlp, Mlp
 from vmamba.layers.norm import make_norm, normed
 from vmamba.layers.ss2d import SS2D
@@ -68,7 +67,7 @@ class MixerBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(b, *sizes, c) → (b, *sizes, c)``, or ``(b, c, *sizes)`` both where ``channel_first``."""
         if not isinstance(x, torch.fx.Proxy):  # symbolic tracing has no values to look at
-            self._check(x)
+            check_map(type(self).__name__, x, self.SIZES, self.hidden_dim, self.channel_first)
         if self.channel_first:
             x = x.movedim(1, -1)
         if self.use_checkpoint and self.training:
@@ -78,13 +77,6 @@ class MixerBlock(nn.Module):
         else:
             x = self._forward(x)
         return x.movedim(-1, 1) if self.channel_first else x
-
-    def _check(self, x: Tensor) -> None:
-        axes = self.SIZES.count(",") + 3
-        if x.dim() != axes or x.shape[1 if self.channel_first else -1] != self.hidden_dim:
-            sizes, c, first = self.SIZES, self.hidden_dim, self.channel_first
-            want = f"(b, {c}, {sizes})" if first else f"(b, {sizes}, {c})"
-            raise InputError(f"{type(self).__name__} takes {want}, given {tuple(x.shape)} (channel_first={first})")
 
     def _forward(self, x: Tensor) -> Tensor:
         if self.ssm_branch:

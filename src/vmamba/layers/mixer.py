@@ -9,15 +9,67 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vmamba.errors import ConfigError, InputError
-from vmamba.layers.activation import make_activation
+from vmamba.errors import ConfigError, InputError, nearest
+from vmamba.layers.activation import SoftmaxOverPlaces, make_activation
 from vmamba.layers.basic import Pointwise
 from vmamba.layers.chain import chain
-from vmamba.layers.forward_type import ForwardType
-from vmamba.layers.norm import normed
+from vmamba.layers.forward_type import ForwardType, OutNorm
+from vmamba.layers.norm import LayerNorm, normed
 from vmamba.layers.ssm_init import DIRECTIONS, init_projection_weight
 from vmamba.scan.any_order import ScanOrder, order_scan
 from vmamba.scan.dispatch import ambient, check_name
+
+#: What may follow the scan of maps that have not two axes.
+_PLACES_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "ln": LayerNorm,
+    "none": lambda d: nn.Identity(),
+    "softmax": lambda d: SoftmaxOverPlaces(),
+    "sigmoid": lambda d: nn.Sigmoid(),
+}
+
+
+def make_places_norm(kind: str, d_inner: int) -> nn.Module:
+    """Build what follows the scan of a map with any number of axes.
+
+    Raises:
+        ConfigError: an unknown kind, or one of 2-d maps.
+    """
+    if kind not in _PLACES_NORMS:
+        raise ConfigError(
+            f"out_norm {kind!r} is unknown here; legal: {', '.join(_PLACES_NORMS)}{nearest(kind, _PLACES_NORMS)}"
+        )
+    return _PLACES_NORMS[kind](d_inner)
+
+
+def surroundings(gate: bool, out_norm: OutNorm) -> ForwardType:
+    """What surrounds a scan in orders of its own, in the terms of `ForwardType`."""
+    return ForwardType(
+        family="v2",
+        scan_mode="orders",
+        cast_float32=False,
+        gate=gate,
+        gate_act=True,
+        out_act=False,
+        out_norm=out_norm,
+    )
+
+
+def check_map(taker: str, x: Tensor, sizes: str, channels: int, channel_first: bool) -> None:
+    """Make sure that ``x`` is ``(b, *sizes, channels)``, or ``(b, channels, *sizes)`` where ``channel_first``.
+
+    Args:
+        taker: who takes it, for the message.
+        x: what is given.
+        sizes: names of the map's axes, such as ``"h, w"``.
+        channels: how many there must be.
+        channel_first: where they must be.
+
+    Raises:
+        InputError: it is of another shape.
+    """
+    if x.dim() != sizes.count(",") + 3 or x.shape[1 if channel_first else -1] != channels:
+        want = f"(b, {channels}, {sizes})" if channel_first else f"(b, {sizes}, {channels})"
+        raise InputError(f"{taker} takes {want}, given {tuple(x.shape)} (channel_first={channel_first})")
 
 
 class ScanMixer(nn.Module):
@@ -102,12 +154,7 @@ class ScanMixer(nn.Module):
         return self._mix(x.movedim(1, -1)).movedim(-1, 1) if self.channel_first else self._mix(x)
 
     def _check(self, x: Tensor) -> None:
-        axes = self.SIZES.count(",") + 3
-        if x.dim() != axes or x.shape[1 if self.channel_first else -1] != self.d_model:
-            want = f"(b, {self.d_model}, {self.SIZES})" if self.channel_first else f"(b, {self.SIZES}, {self.d_model})"
-            raise InputError(
-                f"{type(self).__name__} takes {want}, given {tuple(x.shape)} (channel_first={self.channel_first})"
-            )
+        check_map(type(self).__name__, x, self.SIZES, self.d_model, self.channel_first)
 
     def _mix(self, x: Tensor) -> Tensor:
         x, z = self._entered(x)

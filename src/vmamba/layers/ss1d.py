@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple, overload
 
 import torch
@@ -11,8 +12,7 @@ from torch import Tensor, nn
 from vmamba.errors import ConfigError, InputError
 from vmamba.layers.conv import DepthwiseConv1d
 from vmamba.layers.forward_type import OutNorm
-from vmamba.layers.mixer import ScanMixer
-from vmamba.layers.ss3d import make_places_norm, surroundings
+from vmamba.layers.mixer import ScanMixer, make_places_norm, surroundings
 from vmamba.layers.ssm_init import init_scan_parameters
 from vmamba.scan import selective_scan
 from vmamba.scan.any_order import AxisOrder, ScanOrders, orders_of
@@ -89,20 +89,15 @@ class SS1D(ScanMixer):
             raise ConfigError(f"d_conv {d_conv} would shrink the sequence; give an odd number, or causal=True")
         orders = (AxisOrder((0,)),) if causal else orders_of("cross" if scan_orders is None else scan_orders, 1)
 
-        def draw(d: int, n: int, r: int, sets: int) -> dict[str, Tensor]:
-            return init_scan_parameters(
-                initialize,
-                d,
-                n,
-                r,
-                dt_min=dt_min,
-                dt_max=dt_max,
-                dt_init=dt_init,
-                dt_scale=dt_scale,
-                dt_init_floor=dt_init_floor,
-                directions=sets,
-            )
-
+        draw = partial(
+            init_scan_parameters,
+            initialize,
+            dt_min=dt_min,
+            dt_max=dt_max,
+            dt_init=dt_init,
+            dt_scale=dt_scale,
+            dt_init_floor=dt_init_floor,
+        )
         super().__init__(
             surroundings(gate, out_norm),
             d_model,

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from vmamba.errors import ConfigError
-from vmamba.layers.activation import SoftmaxOverPlaces
 from vmamba.layers.basic import Conv2d
 from vmamba.layers.forward_type import ForwardType, OutNorm
-from vmamba.layers.mixer import ScanMixer
+from vmamba.layers.mixer import ScanMixer, make_places_norm
 from vmamba.layers.norm import LayerNorm
 from vmamba.layers.ssm_init import init_mamba2_parameters, init_scan_parameters
 from vmamba.scan import cascade_scan, ss2d_scan, ssd2d_scan
@@ -26,17 +25,11 @@ def make_out_norm(kind: OutNorm, d_inner: int) -> nn.Module:
     def depthwise() -> Conv2d:
         return Conv2d(d_inner, d_inner, kernel_size=3, padding=1, groups=d_inner, bias=False)
 
-    if kind == "none":
-        return nn.Identity()
     if kind == "dwconv3":
         return nn.Sequential(OrderedDict([("1", depthwise())]))
     if kind == "cnorm":
         return nn.Sequential(OrderedDict([("0", LayerNorm(d_inner)), ("2", depthwise())]))
-    if kind == "softmax":
-        return SoftmaxOverPlaces()
-    if kind == "sigmoid":
-        return nn.Sigmoid()
-    return LayerNorm(d_inner)
+    return make_places_norm(kind, d_inner)
 
 
 class SS2D(ScanMixer):
@@ -124,21 +117,13 @@ class SS2D(ScanMixer):
             # Upstream permutes before and after the convolution in m0, which shows in its key.
             return conv if kind.family != "m0" else nn.Sequential(OrderedDict([("1", conv)]))
 
-        def draw(d: int, n: int, r: int, sets: int) -> dict[str, Tensor]:
+        def draw(d: int, n: int, r: int, directions: int) -> dict[str, Tensor]:
             if kind.family == "m0":
                 return init_mamba2_parameters(initialize, d, r)
             return init_scan_parameters(
-                initialize,
-                d,
-                n,
-                r,
-                dt_min=dt_min,
-                dt_max=dt_max,
-                dt_init=dt_init,
-                dt_scale=dt_scale,
-                dt_init_floor=dt_init_floor,
-                directions=sets,
-            )
+                initialize, d, n, r, directions,
+                dt_min=dt_min, dt_max=dt_max, dt_init=dt_init, dt_scale=dt_scale, dt_init_floor=dt_init_floor,
+            )  # fmt: skip
 
         super().__init__(
             kind,

@@ -3,51 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
-from vmamba.errors import ConfigError, nearest
-from vmamba.layers.activation import SoftmaxOverPlaces
+from vmamba.errors import ConfigError
 from vmamba.layers.conv import DepthwiseConv3d
-from vmamba.layers.forward_type import ForwardType, OutNorm
-from vmamba.layers.mixer import ScanMixer
-from vmamba.layers.norm import LayerNorm
+from vmamba.layers.forward_type import OutNorm
+from vmamba.layers.mixer import ScanMixer, make_places_norm, surroundings
 from vmamba.layers.ssm_init import init_scan_parameters
 from vmamba.scan.any_order import ScanOrders, orders_of
-
-#: What may follow the scan of maps that have not two axes.
-_PLACES_NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "ln": LayerNorm,
-    "none": lambda d: nn.Identity(),
-    "softmax": lambda d: SoftmaxOverPlaces(),
-    "sigmoid": lambda d: nn.Sigmoid(),
-}
-
-
-def make_places_norm(kind: str, d_inner: int) -> nn.Module:
-    """Build what follows the scan of a map with any number of axes.
-
-    Raises:
-        ConfigError: an unknown kind, or one of 2-d maps.
-    """
-    if kind not in _PLACES_NORMS:
-        raise ConfigError(
-            f"out_norm {kind!r} is unknown here; legal: {', '.join(_PLACES_NORMS)}{nearest(kind, _PLACES_NORMS)}"
-        )
-    return _PLACES_NORMS[kind](d_inner)
-
-
-def surroundings(gate: bool, out_norm: OutNorm) -> ForwardType:
-    """What surrounds a scan in orders of its own, in the terms of `ForwardType`."""
-    return ForwardType(
-        family="v2",
-        scan_mode="orders",
-        cast_float32=False,
-        gate=gate,
-        gate_act=True,
-        out_act=False,
-        out_norm=out_norm,
-    )
 
 
 class SS3D(ScanMixer):
@@ -98,20 +63,15 @@ class SS3D(ScanMixer):
         if d_conv > 1 and d_conv % 2 == 0:
             raise ConfigError(f"d_conv {d_conv} would shrink the volume; give an odd number, or one below 2 for none")
 
-        def draw(d: int, n: int, r: int, sets: int) -> dict[str, Tensor]:
-            return init_scan_parameters(
-                initialize,
-                d,
-                n,
-                r,
-                dt_min=dt_min,
-                dt_max=dt_max,
-                dt_init=dt_init,
-                dt_scale=dt_scale,
-                dt_init_floor=dt_init_floor,
-                directions=sets,
-            )
-
+        draw = partial(
+            init_scan_parameters,
+            initialize,
+            dt_min=dt_min,
+            dt_max=dt_max,
+            dt_init=dt_init,
+            dt_scale=dt_scale,
+            dt_init_floor=dt_init_floor,
+        )
         super().__init__(
             surroundings(gate, out_norm),
             d_model,

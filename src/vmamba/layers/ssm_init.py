@@ -20,13 +20,13 @@ def init_scan_parameters(
     d_inner: int,
     d_state: int,
     dt_rank: int,
+    directions: int = DIRECTIONS,
     *,
     dt_min: float = 1e-3,
     dt_max: float = 0.1,
     dt_init: str = "random",
     dt_scale: float = 1.0,
     dt_init_floor: float = 1e-4,
-    directions: int = DIRECTIONS,
 ) -> dict[str, Tensor]:
     """Draw ``A_logs (k·d, n)``, ``Ds (k·d,)``, ``dt_projs_weight (k, d, r)`` and ``dt_projs_bias (k, d)``.
 

@@ -137,8 +137,7 @@ class Trunk(nn.Module):
     @torch.jit.ignore  # type: ignore[untyped-decorator]
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay must leave alone besides vectors and biases."""
-        tails = ("pos_embed", "A_logs", "Ds", "dt_projs_bias")
-        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in tails}
+        return undecayed(self)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in backward instead of keeping their activations."""
@@ -154,3 +153,9 @@ def init_weights(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def undecayed(network: nn.Module) -> set[str]:
+    """Names of a network's parameters that weight decay must leave alone besides vectors and biases."""
+    tails = ("pos_embed", "A_logs", "Ds", "dt_projs_bias")
+    return {name for name, _ in network.named_parameters() if name.rsplit(".", 1)[-1] in tails}

@@ -11,7 +11,7 @@ from vmamba.architecture.volumes import VolumeConfig
 from vmamba.errors import InputError
 from vmamba.layers.norm import LayerNorm
 from vmamba.layers.vss_block3d import VSSBlock3D
-from vmamba.models.trunk import init_weights
+from vmamba.models.trunk import init_weights, undecayed
 from vmamba.scan.any_order import along
 
 
@@ -116,8 +116,7 @@ class VolumeTrunk(nn.Module):
     @torch.jit.ignore  # type: ignore[untyped-decorator]
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay must leave alone besides vectors and biases."""
-        tails = ("A_logs", "Ds", "dt_projs_bias")
-        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in tails}
+        return undecayed(self)
 
 
 class VSSM3D(VolumeTrunk):

@@ -112,12 +112,35 @@ def _check(x: Tensor, x_dbl: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, 
     d = x.shape[3]
     if dt_weight.dim() != 3 or dt_weight.shape[0] != 4 or dt_weight.shape[1] != d:
         raise refuse("dt_weight", dt_weight, f"(k, d, r) = (4, {d}, r)")
-    k, _, r = dt_weight.shape
+    check_recurrence(x, x_dbl, dt_weight, dt_bias, A, D, "h, w", refuse)
+
+
+def check_recurrence(
+    x: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor | None,
+    A: Tensor,
+    D: Tensor | None,
+    sizes: str,
+    refuse: Callable[[str, Tensor, str], InputError],
+) -> None:
+    """Make sure that the rest fits to a map ``x (b, *sizes, d)`` and a ``dt_weight (k, d, r)``, whatever its axes.
+
+    Args:
+        x, x_dbl, dt_weight, dt_bias, A, D: as of `ss2d_scan`.
+        sizes: names of the map's axes, for messages.
+        refuse: makes the error from an argument's name, itself, and what it should be.
+
+    Raises:
+        InputError: what ``refuse`` makes.
+    """
+    k, d, r = dt_weight.shape
     if A.dim() != 2 or A.shape[0] != k * d or A.shape[1] < 1:
         raise refuse("A", A, f"(k·d, n) = ({k * d}, n) with n ≥ 1")
     width = r + 2 * A.shape[1]
-    if x_dbl.shape != (*x.shape[:3], k, width):
-        raise refuse("x_dbl", x_dbl, f"(b, h, w, k, r + 2n) = {(*x.shape[:3], k, width)}")
+    if x_dbl.shape != (*x.shape[:-1], k, width):
+        raise refuse("x_dbl", x_dbl, f"(b, {sizes}, k, r + 2n) = {(*x.shape[:-1], k, width)}")
     if dt_bias is not None and dt_bias.shape != (k, d):
         raise refuse("dt_bias", dt_bias, f"(k, d) = {(k, d)}")
     if D is not None and D.shape != (k * d,):

@@ -14,6 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from vmamba.integrations.nnunet.network import unet_of_plans
+from vmamba.models.trunk import undecayed
 
 
 class nnUNetTrainerVMamba(nnUNetTrainer):  # type: ignore[misc]  # noqa: N801 â€” the name says which library's it is
@@ -60,9 +61,9 @@ class nnUNetTrainerVMamba(nnUNetTrainer):  # type: ignore[misc]  # noqa: N801 â€
         """AdamW without decay of vectors and of the recurrence's parameters, and nnU-Net's schedule."""
         decayed: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
+        own = undecayed(self.network)
         for name, parameter in self.network.named_parameters():
-            own = parameter.dim() < 2 or name.rsplit(".", 1)[-1] in ("A_logs", "Ds", "dt_projs_bias")
-            (others if own else decayed).append(parameter)
+            (others if parameter.dim() < 2 or name in own else decayed).append(parameter)
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)

@@ -18,7 +18,7 @@ from vmamba.scan.any_order.orders import AxisOrder, ScanOrder, from_sequence, pl
 from vmamba.scan.orders import SCAN_MODES
 from vmamba.scan.reference import selective_scan_reference
 from vmamba.scan.selective_scan import check_same_place, savable
-from vmamba.scan.ss2d_scan import ss2d_scan, step_projection
+from vmamba.scan.ss2d_scan import check_recurrence, ss2d_scan, step_projection
 
 #: Orders of 2-d maps -> the scan mode that they are.
 _MODE_OF: dict[tuple[ScanOrder, ...], str] = {
@@ -147,15 +147,6 @@ def _check(
     d = x.shape[-1]
     if k < 1 or dt_weight.dim() != 3 or dt_weight.shape[:2] != (k, d):
         raise refuse("dt_weight", dt_weight, f"(k, d, r) = ({k}, {d}, r), one for each order")
-    r = dt_weight.shape[2]
-    if A.dim() != 2 or A.shape[0] != k * d or A.shape[1] < 1:
-        raise refuse("A", A, f"(k·d, n) = ({k * d}, n) with n ≥ 1")
-    width = r + 2 * A.shape[1]
-    if x_dbl.shape != (*x.shape[:-1], k, width):
-        raise refuse("x_dbl", x_dbl, f"(b, *sizes, k, r + 2n) = {(*x.shape[:-1], k, width)}")
-    if dt_bias is not None and dt_bias.shape != (k, d):
-        raise refuse("dt_bias", dt_bias, f"(k, d) = {(k, d)}")
-    if D is not None and D.shape != (k * d,):
-        raise refuse("D", D, f"(k·d,) = ({k * d},)")
+    check_recurrence(x, x_dbl, dt_weight, dt_bias, A, D, "*sizes", refuse)
     if math.prod(x.shape[1:-1]) >= 2**31:
         raise refuse("x", x, "fewer than 2³¹ places")
