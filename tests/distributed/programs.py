@@ -15,6 +15,8 @@ from vmamba.data import DataConfig
 from vmamba.data.datasets import folder
 from vmamba.errors import VMambaError
 from vmamba.tasks.classification.objective import CrossEntropy
+from vmamba.tasks.detection.objective import DetectionLoss
+from vmamba.tasks.segmentation.objective import PixelLoss
 from vmamba.train.loop import finetune
 from vmamba.train.loop import trainer as loop
 from vmamba.train.run import train
@@ -23,16 +25,19 @@ from vmamba.train.settings.config import TrainConfig
 
 def command(*words: str) -> int:
     """The command line; with DIE set, process 1 is killed in the middle of its DIE-th batch."""
-    plain = CrossEntropy.loss
     seen: list[None] = []
 
-    def loss(self: CrossEntropy, model: Any, batch: Any) -> Any:
-        seen.append(None)
-        if os.environ["RANK"] == "1" and str(len(seen)) == os.environ.get("DIE"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return plain(self, model, batch)
+    def dying(plain: Callable[..., Any]) -> Callable[..., Any]:
+        def loss(self: Any, model: Any, batch: Any) -> Any:
+            seen.append(None)
+            if os.environ["RANK"] == "1" and str(len(seen)) == os.environ.get("DIE"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return plain(self, model, batch)
 
-    CrossEntropy.loss = loss  # type: ignore[method-assign]
+        return loss
+
+    for kind in (CrossEntropy, PixelLoss, DetectionLoss):
+        kind.loss = dying(kind.loss)  # type: ignore[attr-defined]
     return main(words)
 
 

@@ -12,6 +12,7 @@ from vmamba.data import DataConfig
 from vmamba.detect import DetectConfig, detect_files
 from vmamba.errors import ConfigError, OutputError
 from vmamba.evaluate.measure import EvaluateConfig, evaluate
+from vmamba.tasks.detection.objective import DetectionLoss
 from vmamba.tasks.detection.task import Detection
 from vmamba.tasks.trained import load_trained
 from vmamba.train.run import train
@@ -94,6 +95,28 @@ def test_a_seed_repeats_a_run(folder, run, tmp_path):
     train(config(folder, again, epochs=2))
     first, second = (load_trained(path).model.state_dict() for path in (run, again))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_interrupted_and_resumed_it_is_bitwise_the_same(folder, run, tmp_path, monkeypatch):
+    left = iter(range(5, 0, -1))  # of three batches an epoch: in the second
+    plain = DetectionLoss.loss
+
+    def loss(*values):
+        if next(left) == 1:
+            raise KeyboardInterrupt
+        return plain(*values)
+
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(DetectionLoss, "loss", loss)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(folder, stopped, epochs=2))
+    assert len((stopped / "metrics.csv").read_text().splitlines()) == 2
+    train(TrainConfig(resume=stopped, task="detection"))
+    for name in ("best", "last"):
+        one, other = (vmamba.read_weights(path / f"{name}.safetensors") for path in (run, stopped))
+        assert one.metadata == other.metadata
+        assert all(torch.equal(value, other.state_dict[key]) for key, value in one.state_dict.items())
 
 
 def test_it_starts_from_another_detector_or_a_classifier(folder, run, tmp_path):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mask_files import TINY, config, red_images
 from PIL import Image
 from rich.console import Console
 
@@ -29,21 +28,6 @@ from vmamba.tasks.trained import load_trained
 from vmamba.train.run import train
 from vmamba.train.settings.config import TrainConfig
 
-HERE = Path(__file__).parent
-
-
-def _module(name: str, path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-CASES = _module("segmentation_cases", HERE / "segmentation_cases.py")
-
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
@@ -55,13 +39,13 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return CASES.red_images(tmp_path_factory.mktemp("red"))
+    return red_images(tmp_path_factory.mktemp("red"))
 
 
 @pytest.fixture(scope="module")
 def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, str]:
     path, said = tmp_path_factory.mktemp("red_run") / "run", io.StringIO()
-    result = train(CASES.config(images, path), Console(file=said, width=200))
+    result = train(config(images, path), Console(file=said, width=200))
     return path, result, said.getvalue()
 
 
@@ -97,7 +81,7 @@ def test_interrupted_and_resumed_it_is_bitwise_the_same(
         patch.setattr(PairImages, "__getitem__", read)
         patch.setattr(PairImages, "faults", lambda *_: {})
         with pytest.raises(KeyboardInterrupt):
-            train(CASES.config(images, tmp_path / "run"))
+            train(config(images, tmp_path / "run"))
     assert len(rows(tmp_path / "run")) == 1
     resumed = train(TrainConfig(resume=tmp_path / "run", task="segmentation"))
     assert resumed.best_val == result.best_val
@@ -130,7 +114,7 @@ def test_it_comes_back_and_measures_the_same(run: tuple[Path, Any, str], images:
 
 
 def test_a_folder_without_training_images_is_measured(run: tuple[Path, Any, str], tmp_path: Path) -> None:
-    CASES.red_images(tmp_path, 3)
+    red_images(tmp_path, 3)
     for place in ("images", "masks"):
         (tmp_path / place).rename(tmp_path / "old")
         (tmp_path / place).mkdir()
@@ -205,7 +189,7 @@ def test_weights_of_a_classifier_and_of_other_classes_are_a_start(
     file = vmamba.read_weights(run[0] / "best.safetensors")
     own = trained.model.state_dict()
     with torch.random.fork_rng():
-        fresh = trained.task.build(CASES.config(images, tmp_path).resolved())
+        fresh = trained.task.build(config(images, tmp_path).resolved())
     same = adapt_segmenter(fresh, file, ["class 0", "class 1"], "x")
     assert all(torch.equal(same[name], own[name]) for name in own)
     other = adapt_segmenter(fresh, file, ["no", "yes"], "x")
@@ -233,7 +217,7 @@ def test_weights_of_a_classifier_and_of_other_classes_are_a_start(
 )
 def test_what_cannot_be_learnt_is_refused(images: Path, tmp_path: Path, fields: dict[str, Any], said: str) -> None:
     with pytest.raises((ConfigError, DataError), match=said):
-        train(CASES.config(images, tmp_path / "run", **fields))
+        train(config(images, tmp_path / "run", **fields))
     assert not (tmp_path / "run").exists()
 
 
@@ -245,7 +229,7 @@ def test_masks_are_for_segmentation(images: Path, tmp_path: Path) -> None:
 def test_dice_balanced_weights_and_patches(images: Path, tmp_path: Path) -> None:
     pytest.importorskip("segmentation_models_pytorch")
     options = {"loss": "dice", "class_weights": "balanced", "crops": 3, "scale": [1.0, 1.0], "mode": "slide"}
-    settings = CASES.config(images, tmp_path / "run", epochs=1, epoch_updates=None, task_options=options)
+    settings = config(images, tmp_path / "run", epochs=1, epoch_updates=None, task_options=options)
     result = train(settings)
     assert result.epochs == 1
     assert load_trained(tmp_path / "run").task.inference.mode == "slide"  # type: ignore[attr-defined]
@@ -255,7 +239,7 @@ def test_a_folder_alone_is_images_and_masks(images: Path, tmp_path: Path) -> Non
     result = vmamba.train(
         data=images,
         task="segmentation",
-        model_options=CASES.TINY,
+        model_options=TINY,
         epochs=1,
         epoch_updates=1,
         output=tmp_path / "run",

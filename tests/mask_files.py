@@ -19,13 +19,13 @@ TINY: dict[str, Any] = {
 }
 
 
-def red_images(root: Path, count: int = 12, size: int = 40) -> Path:
-    """A folder of images and masks: a red block on noise, another width each."""
+def red_images(root: Path, count: int = 12, size: int = 40, wider: int = 2) -> Path:
+    """A folder of images and masks: a red block on noise; a third are square, the others wider."""
     random = np.random.RandomState(0)
     for place in ("images", "masks"):
         (root / place).mkdir(parents=True, exist_ok=True)
     for index in range(count):
-        labels = np.zeros((size, size + 2 * (index % 3)), np.uint8)
+        labels = np.zeros((size, size + wider * (index % 3)), np.uint8)
         top, left = random.randint(0, size // 2, 2)
         labels[top : top + size // 2, left : left + size // 2] = 1
         pixels = random.randint(0, 120, (*labels.shape, 3))
