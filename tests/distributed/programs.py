@@ -24,20 +24,21 @@ from vmamba.train.settings.config import TrainConfig
 
 
 def command(*words: str) -> int:
-    """The command line; with DIE set, process 1 is killed in the middle of its DIE-th batch."""
+    """The command line; in batch DIE process 1 is killed, in batch ASK asked to end, where those are set."""
     seen: list[None] = []
 
-    def dying(plain: Callable[..., Any]) -> Callable[..., Any]:
+    def struck(plain: Callable[..., Any]) -> Callable[..., Any]:
         def loss(self: Any, model: Any, batch: Any) -> Any:
             seen.append(None)
-            if os.environ["RANK"] == "1" and str(len(seen)) == os.environ.get("DIE"):
-                os.kill(os.getpid(), signal.SIGKILL)
+            for name, number in (("DIE", signal.SIGKILL), ("ASK", signal.SIGTERM)):
+                if os.environ["RANK"] == "1" and str(len(seen)) == os.environ.get(name):
+                    os.kill(os.getpid(), number)
             return plain(self, model, batch)
 
         return loss
 
     for kind in (CrossEntropy, PixelLoss, DetectionLoss):
-        kind.loss = dying(kind.loss)  # type: ignore[attr-defined]
+        kind.loss = struck(kind.loss)  # type: ignore[attr-defined]
     return main(words)
 
 

@@ -87,6 +87,22 @@ def test_a_killed_process_ends_the_run_and_it_goes_on(colour_images: Path, tmp_p
 
 
 @pytest.mark.long
+def test_a_signal_to_one_process_stops_both_and_loses_nothing(colour_images: Path, tmp_path: Path) -> None:
+    whole, run = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
+    assert [end.status for end in together(tmp_path, command, *words(colour_images, whole.path, 3))] == [0, 0]
+    ended = together(tmp_path, command, *words(colour_images, run.path, 3), env={"ASK": "6"}, timeout=60)
+    assert [status for status, _ in ended] == [143, 143], ended
+    stopped = run.read_state()
+    assert (len(stopped["rows"]), stopped["engine"]["updates"]) == (1, 6)  # inside the second epoch of four
+    ended = together(tmp_path, command, "train", "--resume", str(run.path))
+    assert [status for status, _ in ended] == [0, 0], ended
+    wanted, got = whole.read_state()["engine"], run.read_state()["engine"]
+    assert got["updates"] == 12
+    for part in ("model", "ema"):
+        assert all(torch.equal(got[part][name], value) for name, value in wanted[part].items()), part
+
+
+@pytest.mark.long
 def test_torchrun_ends_a_run_whose_process_was_killed(colour_images: Path, tmp_path: Path) -> None:
     """By the function that torchrun itself calls, so that nothing is imported anew."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -43,7 +43,7 @@ class SegmenterVariant:
 #: Ours for `vmamba_nano`; the other backbones have the heads' defaults.
 _NANO: Mapping[str, DecodeHeadConfig] = {
     "upernet": UPerHeadConfig(channels=64),
-    "unet": UNetConfig(decoder_channels=(128, 64, 32, 32, 16), stem_channels=16),
+    "unet": UNetConfig(decoder_channels=(64, 48, 32, 16, 8), stem_channels=8),
     "fpn": FPNConfig(pyramid_channels=64, segmentation_channels=32),
 }
 _FULL: Mapping[str, DecodeHeadConfig] = {"upernet": UPerHeadConfig(), "unet": UNetConfig(), "fpn": FPNConfig()}
