@@ -32,7 +32,8 @@ class OnnxModel(nn.Module):
                     f"the ONNX file takes images {self._input.shape}, given {tuple(pixels.shape)}; "
                     "`vmamba export --dynamic batch,height,width` makes one that takes every size"
                 )
-        return torch.cat([self._run(part) for part in pixels.split(self._batch or max(1, len(pixels)))])
+        parts = [self._run(part) for part in pixels.split(self._batch or max(1, len(pixels)))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)  # which would copy scores of whole images
 
     def _run(self, pixels: Tensor) -> Tensor:
         count = len(pixels)
