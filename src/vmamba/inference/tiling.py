@@ -7,7 +7,7 @@ band by band. At most, in float32 values, with k classes and a network that give
 * whole: k·h·w / s² for each view (one without scales and mirror), and the bands;
 * windows: k·wh·w / s² · ``overlap`` for each view, whatever the image's height; ``overlap`` is how many windows share a
   pixel, 4 where the stride is half the window; and the bands;
-* windows of a network that gives maps of the image's size (s = 1, such as most exported files): k·wh·w for each view,
+* windows of a network that gives maps of the image's size (s = 1: exported files, U-Nets): k·wh·w for each view,
   and one batch of windows; and the bands;
 * bands: about four times `BAND`.
 
