@@ -11,6 +11,7 @@ import torch
 
 import vmamba
 from vmamba.data import Preprocessing
+from vmamba.inference.exported import METADATA_FILE, OPENVINO_ENTRY
 from vmamba.tasks.classification.task import Classification
 from vmamba.tasks.trained import save_trained, weight_metadata
 
@@ -53,20 +54,63 @@ def assert_same(got: np.ndarray, want: torch.Tensor, tolerance: float = 1e-4) ->
     assert np.abs(got - want.numpy()).max() <= tolerance * want.abs().max()
 
 
-def tiny_onnx(path: Path, metadata: dict[str, str], batch: int | str = 2) -> Path:
-    """A file that flattens and multiplies; ``metadata`` as given."""
-    helper, types = onnx.helper, onnx.TensorProto
-    weight = onnx.numpy_helper.from_array(np.arange(36, dtype=np.float32).reshape(12, 3), "w")
-    graph = helper.make_graph(
-        [helper.make_node("Flatten", ["x"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["y"])],
-        "g",
-        [helper.make_tensor_value_info("x", types.FLOAT, [batch, 3, 2, 2])],
-        [helper.make_tensor_value_info("y", types.FLOAT, [batch, 3])],
-        [weight],
-    )
+class Pooled(torch.nn.Module):
+    """A classifier of three classes: which channel is brightest."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3)) * 3
+
+    def onnx_nodes(self) -> list[onnx.NodeProto]:
+        three = onnx.helper.make_tensor("three", onnx.TensorProto.FLOAT, [], [3.0])
+        return [
+            onnx.helper.make_node("Constant", [], ["c"], value=three),
+            onnx.helper.make_node("GlobalAveragePool", ["x"], ["mean"]),
+            onnx.helper.make_node("Flatten", ["mean"], ["flat"]),
+            onnx.helper.make_node("Mul", ["flat", "c"], ["y"]),
+        ]
+
+
+class Pointwise(torch.nn.Module):
+    """A segmenter of three classes: which channel of a pixel is brightest."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x
+
+    def onnx_nodes(self) -> list[onnx.NodeProto]:
+        return [onnx.helper.make_node("Add", ["x", "x"], ["y"])]
+
+
+Shape = tuple[int | None, int, int | None, int | None]
+
+
+def tiny_file(
+    path: Path, metadata: dict[str, str], shape: Shape = (2, 3, 2, 2), network: Pooled | Pointwise | None = None
+) -> Path:
+    """A file of the kind that its name says, for images of ``shape``; ``metadata`` as given."""
+    network = network or Pooled()
+    if path.suffix == ".pt2":
+        example = torch.zeros([size or 4 + axis for axis, size in enumerate(shape)])
+        dims = {axis: torch.export.Dim.AUTO for axis, size in enumerate(shape) if size is None}
+        program = torch.export.export(network, (example,), dynamic_shapes=(dims,))
+        extra = {METADATA_FILE: json.dumps(metadata)} if metadata else None
+        torch.export.save(program, path, extra_files=extra)
+        return path
+    helper = onnx.helper
+    sizes = [size or f"n{axis}" for axis, size in enumerate(shape)]
+    sides = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sizes if name == "x" else None) for name in "xy"
+    ]
+    graph = helper.make_graph(network.onnx_nodes(), "g", sides[:1], sides[1:])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    helper.set_model_props(proto, metadata)
-    onnx.save(proto, path)
+    if path.suffix == ".onnx":
+        helper.set_model_props(proto, metadata)
+        onnx.save(proto, path)
+        return path
+    openvino = pytest.importorskip("openvino")
+    model = openvino.Core().read_model(proto.SerializeToString())
+    for name, text in metadata.items():
+        model.set_rt_info(text, [OPENVINO_ENTRY, name])
+    openvino.save_model(model, path, compress_to_fp16=False)
     return path
 
 

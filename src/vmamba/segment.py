@@ -34,8 +34,8 @@ class SegmentConfig:
 
     Attributes:
         paths: Image files, and folders that are searched through and through.
-        weights: Run folder (its best weights), a weight file that a run wrote, an ONNX file of `vmamba export`, or a
-            model's name for its released weights.
+        weights: Run folder (its best weights), a weight file that a run wrote, a file of `vmamba export` (.onnx, .xml,
+            .pt2), or a model's name for its released weights.
         output: Folder for two files an image, legend.png and areas.json.
         mode: Whether an image goes through the network whole, or in windows (slide), which needs less memory; by
             default as the weights say.

@@ -177,7 +177,7 @@ def test_features_that_cannot_be(colour_run: Path, colour_images: Path, tmp_path
     for name in ("x.npy", "x.csv", "x"):
         with pytest.raises(ConfigError, match=r"features=.*give a name that ends in \.npz.*names"):
             PredictConfig(images, colour_run, features=tmp_path / name)
-    with pytest.raises(ConfigError, match=r"m\.onnx is an ONNX file.*give the run's folder or a weight file"):
+    with pytest.raises(ConfigError, match=r"m\.onnx is an exported file.*give the run's folder or a weight file"):
         PredictConfig(images, tmp_path / "m.onnx", features=tmp_path / "x.npz")
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="is a file"):

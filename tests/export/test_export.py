@@ -32,17 +32,20 @@ def fake_target(
 ) -> None:
     """Let a target be two text files, run by the model itself, off by a share of the scale."""
 
+    written: list[torch.nn.Module] = []
+
     def write(graph: Graph, path: Path) -> list[Path]:
+        written.append(graph.model)
         path.write_text("graph")
         path.with_suffix(".bin").write_text("weights")
         if fails is not None:
             raise fails
         return [path, path.with_suffix(".bin")]
 
-    def run(path: Path, graph: Graph) -> export_targets.Runner:
+    def run(path: Path) -> export_targets.Runner:
         def logits(pixels: torch.Tensor) -> torch.Tensor:
             with torch.no_grad():
-                out = graph.model(pixels)
+                out = written[-1](pixels)
             return out + offset * out.abs().max()
 
         return logits

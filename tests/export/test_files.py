@@ -14,8 +14,10 @@ import pytest
 import torch
 from export_cases import TINIEST, assert_same, node_count, onnx, onnx_logits, weight_file
 
-from vmamba.export import aoti, targets
+from vmamba.errors import CheckpointError
+from vmamba.export import aoti
 from vmamba.export.exporter import TOLERANCES, ExportConfig, Exported, export
+from vmamba.inference.exported import METADATA_FILE, open_exported
 from vmamba.tasks.trained import Trained, load_trained
 
 openvino = pytest.importorskip("openvino")
@@ -112,9 +114,9 @@ def test_openvino_at_any_size(make: Make) -> None:
 def test_torch_export(make: Make, dynamic: str) -> None:
     exported, trained = make("torch-export", dynamic)
     assert exported.error <= 1e-4
-    extra = {targets.METADATA_FILE: ""}
+    extra = {METADATA_FILE: ""}
     program = torch.export.load(exported.files[0], extra_files=extra)
-    assert json.loads(json.loads(extra[targets.METADATA_FILE])["classes"]) == list(trained.task.classes)
+    assert json.loads(json.loads(extra[METADATA_FILE])["classes"]) == list(trained.task.classes)
     operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert not [operator for operator in operators if "vmamba" in operator or "mkldnn" in operator]
     shapes = [(1, 3, 8, 8), (2, 3, 40, 33), (1, 3, 9, 300)] if dynamic else [(1, 3, 24, 24)]
@@ -145,6 +147,8 @@ def test_aoti(forward_type: str, dynamic: str, dtype: str, tmp_path: Path) -> No
     for pixels, logits in zip(images, got, strict=True):
         with torch.inference_mode():
             assert_same(logits.numpy(), trained.model(pixels), tolerance)
+    with pytest.raises(CheckpointError, match=r"--to aoti.*; export to onnx, openvino, torch-export"):
+        open_exported(path)
     loaded = torch._inductor.aoti_load_package(str(path))
     assert json.loads(loaded.get_metadata()["classes"]) == list(trained.task.classes)
 
@@ -169,7 +173,12 @@ def test_aoti_without_the_kernels_library(make: Make, monkeypatch: pytest.Monkey
 def test_bfloat16(make: Make, to: str) -> None:
     full, half = make(to, EVERY)[0], make(to, "", "bfloat16")[0]
     assert full.error < half.error <= 5e-2
+    model, metadata = open_exported(half.files[0])
+    pixels = pixels_of(3, 3, 24, 24)  # of a file for one
+    with torch.inference_mode():
+        assert_same(model(pixels).numpy(), make(to, EVERY)[1].model(pixels), 5e-2)
     if to == "openvino":
+        assert metadata["dtype"] == "bfloat16"
         constants = [
             op for op in openvino.Core().read_model(half.files[0]).get_ops() if "Constant" in op.get_type_name()
         ]

@@ -12,7 +12,7 @@ import torch
 import vmamba
 from vmamba.export.exporter import ExportConfig, export
 from vmamba.export.source import load_source
-from vmamba.inference.onnx_model import open_onnx
+from vmamba.inference.exported import open_exported
 
 SMALL: dict[str, Any] = {"num_classes": 3, "imgsize": 64, "depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
 
@@ -44,10 +44,9 @@ def test_a_segmenters_file_gives_its_logits(decoder: str, dynamic: str, to: str,
     # `export` itself compares the logits, at a second size too where that is open.
     done = export(ExportConfig(str(source), to, tmp_path / ending, dynamic))  # type: ignore[arg-type]
     assert done.error <= 1e-5
-    if to == "onnx":
-        _, metadata = open_onnx(done.files[0])
-        assert metadata["task"] == "segmentation"
-        assert json.loads(metadata["config"])["decode_head"]["num_classes"] == 3
+    _, metadata = open_exported(done.files[0])
+    assert metadata["task"] == "segmentation"
+    assert json.loads(metadata["config"])["decode_head"]["num_classes"] == 3
 
 
 def test_a_named_segmenter_is_a_source() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -33,17 +35,35 @@ def resize(scores: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(scores, size, mode="bilinear", align_corners=False)
 
 
+def padded(pixels: Tensor, least: int) -> Tensor:
+    return F.pad(pixels, (0, max(0, least - pixels.shape[2]), 0, max(0, least - pixels.shape[1])))
+
+
+def weights(window: tuple[int, int], blend: str) -> Tensor:
+    down, across = (((torch.arange(n) + 0.5) / n - 0.5).abs() for n in window)
+    if blend == "mean":
+        return torch.ones(window)
+    if blend == "gaussian":
+        return torch.exp(-32 * down**2)[:, None] * torch.exp(-32 * across**2)
+    return (1 - down * 2 * window[0] / (window[0] + 1))[:, None] * (1 - across * 2 * window[1] / (window[1] + 1))
+
+
 def by_hand(net: nn.Module, pixels: Tensor, tiling: Tiling) -> Tensor:
-    """The sum of the windows' scores over their number, all held at once."""
+    """The sum of the windows' weighted scores over that of the weights, all held at once."""
     height, width = pixels.shape[1:]
-    total, count = torch.zeros(5, height, width), torch.zeros(height, width)
+    total, count, weight = (
+        torch.zeros(5, height, width),
+        torch.zeros(height, width),
+        weights(tiling.window, tiling.blend),
+    )
     (wh, ww), (sh, sw) = tiling.window, tiling.stride
     for y in range(max(height - wh + sh - 1, 0) // sh + 1):
         for x in range(max(width - ww + sw - 1, 0) // sw + 1):
             bottom, right = min(y * sh + wh, height), min(x * sw + ww, width)
             top, left = bottom - wh, right - ww
-            total[:, top:bottom, left:right] += resize(net(pixels[None, :, top:bottom, left:right]), (wh, ww))[0]
-            count[top:bottom, left:right] += 1
+            scores = resize(net(pixels[None, :, top:bottom, left:right]), (wh, ww))[0]
+            total[:, top:bottom, left:right] += scores * weight
+            count[top:bottom, left:right] += weight
     return total / count
 
 
@@ -63,12 +83,32 @@ def test_a_whole_image(size: tuple[int, int]) -> None:
     assert torch.equal(segment(net, [View(pixels)], size).long(), want.argmax(0))
 
 
+@pytest.mark.parametrize("stride", [4, 1])
 @pytest.mark.parametrize("size", [(64, 48), (40, 100), (32, 32), (75, 61)])
 @torch.no_grad()
-def test_windows_are_the_mean_of_what_covers_a_pixel(size: tuple[int, int]) -> None:
-    net, pixels = network(), image(*size)
+def test_windows_are_the_mean_of_what_covers_a_pixel(size: tuple[int, int], stride: int) -> None:
+    net, pixels = network(stride), image(*size)
     tiling = Tiling("slide", (32, 32), (20, 24), batch=2)
     torch.testing.assert_close(all_rows(net, pixels, tiling), by_hand(net, pixels, tiling), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("blend", ["mean", "triangular", "gaussian"])
+@pytest.mark.parametrize(("scales", "flip"), [((1.0,), False), ((0.4, 1.0, 1.3), True)])
+@torch.no_grad()
+def test_scores_of_full_size_are_added_up_to_the_same(scales: tuple[float, ...], flip: bool, blend: Any) -> None:
+    """A network of stride 1 keeps sums instead of windows: what holding all its scores at once gives."""
+    net, pixels, size = network(1), image(75, 101), (75, 101)
+    tiling = Tiling("slide", (32, 32), (21, 13), blend)
+    views, whole = [], torch.zeros(5, *size)
+    for scale in scales:
+        scaled = resize(pixels[None], (int(75 * scale), int(101 * scale)))[0]
+        for mirrored in (False, True)[: 1 + flip]:
+            view = View(scaled.flip(-1) if mirrored else scaled, mirrored)
+            views.append(view)
+            want = by_hand(net, padded(view.pixels, 32), tiling)[:, : scaled.shape[1], : scaled.shape[2]]
+            torch.testing.assert_close(all_rows(net, view.pixels, tiling), want, rtol=1e-6, atol=1e-6)
+            whole += resize((want.flip(-1) if mirrored else want)[None], size).softmax(1)[0]
+    assert (segment(net, views, size, tiling).long() != whole.argmax(0)).float().mean() < 1e-3
 
 
 @torch.no_grad()
@@ -142,18 +182,23 @@ def test_windows_stay_inside_and_leave_no_gap() -> None:
     assert starts(854, 512, 341) == [0, 341, 342]
 
 
-def test_only_windows_that_are_needed_are_kept() -> None:
+@pytest.mark.parametrize("stride", [4, 1])
+def test_only_what_is_needed_is_kept(stride: int) -> None:
     calls = []
 
     def net(pixels: Tensor) -> Tensor:
         calls.append(pixels.shape)
-        return pixels[:, :2]
+        return pixels[:, :2, ::stride, ::stride]
 
-    scores = scores_of(net, View(image(320, 32)), Tiling("slide", (32, 32), (16, 16)))
+    scores = scores_of(net, View(image(320, 40)), Tiling("slide", (32, 32), (16, 16)))
     for top in range(0, 320, 8):
         scores.rows(top, top + 8)
-        assert len(scores._maps) <= 2  # type: ignore[attr-defined]
-    assert len(calls) == 19
+        values = sum(kept.numel() for kept in (*scores._maps.values(), *scores._bands.values()))  # type: ignore[attr-defined]
+        # Two rows of two windows; or the rows of one window and two bands.
+        assert values <= (2 * 2 * 8 * 8 * 2 if stride == 4 else 2 * 40 * (32 + 2 * 25))
+    assert len(calls) == 19 * 2
+    with pytest.raises(AssertionError, match="rows from 312 on are kept"):
+        scores.rows(0, 8)
 
 
 def test_many_classes() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from vmamba.analysis.count import Cost, ModuleCost, Size, count_network
 from vmamba.errors import CheckpointError, ConfigError, nearest
-from vmamba.inference.onnx_model import open_session
+from vmamba.inference.exported import kind_of, open_exported
 from vmamba.output import check_writable_file, write_json
 from vmamba.tasks.registry import DEFAULT, TASKS
 from vmamba.tasks.run_files import RunFiles
@@ -32,7 +32,7 @@ class FlopsConfig:
     """What to count.
 
     Attributes:
-        model: Name of a model, run folder, weight file, or ONNX file of `vmamba export`.
+        model: Name of a model, run folder, weight file, or exported file.
         image_size: Side of the image, or height and width as "512x2048", pixels; by default the model's own, 800x1280
             of a named detector.
         depth: Modules shown, in levels below the whole network.
@@ -71,7 +71,7 @@ def count(
 
     Args:
         model: a network, one of this package's or any that takes images ``(1, in_chans, H, W)``; or the name of one, a
-            run's folder, a weight file, or an ONNX file that says what it was exported from.
+            run's folder, a weight file, or an exported file that says what it was made of.
         size: of the image in pixels, a side or height and width; by default the model's own.
         in_chans: of the image; by default the model's own.
         proposals, detections: how many regions a detector's box head and mask head are counted with; by default as
@@ -104,16 +104,16 @@ def _described(what: str) -> tuple[nn.Module, Size | None]:
     file = RunFiles(path).weights if path.is_dir() else path
     if not file.is_file():
         raise CheckpointError(f"{path} holds neither best.safetensors nor last.safetensors; is it a run's folder?")
-    content = _of_onnx(file) if file.suffix.lower() == ".onnx" else read_weights(file)
+    content = _of_exported(file) if kind_of(file) else read_weights(file)
     family = family_of_file(content)
     found = family.describe(content, str(file))
     with torch.device("meta"):
         return family.build(found.config), _image_size(content)
 
 
-def _of_onnx(path: Path) -> WeightFile:
-    """What an ONNX file says about the network that it was exported from; without weights."""
-    metadata = dict(open_session(path).get_modelmeta().custom_metadata_map)
+def _of_exported(path: Path) -> WeightFile:
+    """What an exported file says about the network that it was exported from; without weights."""
+    metadata = open_exported(path)[1]
     if "config" not in metadata:
         raise CheckpointError(
             f"{path} does not say which network it was exported from, so it cannot be counted; "

@@ -22,7 +22,7 @@ class Models:
     """The models that may be chosen, by what they are called. Safe to use from several threads.
 
     Args:
-        sources: run folders, weight files, ONNX files of `vmamba export`, and names of models with released weights.
+        sources: run folders, weight files, files of `vmamba export`, and names of models with released weights.
         device: where they compute: auto, cpu, cuda, mps or xpu.
 
     Raises:

@@ -32,7 +32,7 @@ class AppConfig:
     """What the page offers, and to whom.
 
     Attributes:
-        models: Run folders, weight files, ONNX files of `vmamba export`, and names of released weights; by default the
+        models: Run folders, weight files, files of `vmamba export`, and names of released weights; by default the
             runs in the folder runs and the released weights that lie in the cache.
         runs: Folder of runs to offer where no model is named.
         examples: Image files and folders to try; by default two photographs of scikit-learn's.

@@ -82,5 +82,5 @@ def _exported(engine: str, model: nn.Module, x: Tensor, dtype: torch.dtype) -> C
         warnings.simplefilter("ignore")
         path = Path(folder) / f"model{target.suffix}"
         target.write(graph, path)
-        run = target.open(path, graph)
+        run = target.open(path)
     return lambda: run(x)

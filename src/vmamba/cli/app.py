@@ -12,9 +12,7 @@ if TYPE_CHECKING:
 
     from vmamba.cli.parsing import CommandParser
 
-_MODELS = (
-    "Run folders, weight files, ONNX files of `vmamba export`, names of released weights; by default what is there."
-)
+_MODELS = "Run folders, weight files, files of `vmamba export`, names of released weights; by default what is there."
 _EXAMPLES = "Image files and folders to try; by default two photographs of scikit-learn's."
 
 

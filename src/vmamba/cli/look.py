@@ -65,7 +65,7 @@ def _erf(values: Namespace) -> int:
 def _flops_options(parser: CommandParser) -> None:
     from vmamba.analysis.flops import FlopsConfig
 
-    text = "Name of a model, run folder, weight file, or ONNX file of `vmamba export`."
+    text = "Name of a model, run folder, weight file, or file of `vmamba export`."
     parser.add_argument("model", metavar="MODEL_OR_FILE", help=text)
     parser.add_group(FlopsConfig, skip={"model"})
 

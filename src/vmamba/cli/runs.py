@@ -69,7 +69,7 @@ def _eval_options(parser: CommandParser) -> None:
     from vmamba.data import DataConfig
     from vmamba.evaluate.measure import EvaluateConfig
 
-    add_paths(parser, "weights", "RUN_OR_FILE", "Run folder, weight file, ONNX file, or a model's name.")
+    add_paths(parser, "weights", "RUN_OR_FILE", "Run folder, weight file, exported file, or a model's name.")
     parser.add_group(EvaluateConfig, skip={"weights", "data"})
     # Size and channels are what the weights were trained with.
     parser.add_group(DataConfig, "data", skip={"image_size", "in_chans", "full_depth", "mean", "std"})

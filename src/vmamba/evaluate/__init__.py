@@ -20,7 +20,7 @@ class _Evaluate(ModuleType):
         """Measure trained weights, as `vmamba eval` does.
 
         Args:
-            weights: a run's folder, a weight file, an ONNX file, or a model's name for its released weights.
+            weights: a run's folder, a weight file, an exported file, or a model's name for its released weights.
             data: the images, by default those that the run was trained on: a data set's name, the path of a tree of
                 class folders, a `DataConfig` or a mapping of its fields.
             console: a `rich.console.Console` for the tables; silent without.

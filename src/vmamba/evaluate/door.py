@@ -52,7 +52,7 @@ def predict(paths: Any, weights: Any, *, console: Console | None = None, **field
 
     Args:
         paths: image files and folders, or one of them.
-        weights: a run's folder, a weight file, an ONNX file, or a model's name for its released weights.
+        weights: a run's folder, a weight file, an exported file, or a model's name for its released weights.
         console: a `rich.console.Console` for the answers; silent without.
         fields: any other field of `vmamba.evaluate.predict.PredictConfig`, such as ``topk`` or ``batch_size``.
 

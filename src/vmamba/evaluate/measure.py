@@ -32,8 +32,8 @@ class EvaluateConfig:
     """What to measure.
 
     Attributes:
-        weights: Run folder (its best weights), a weight file that a run wrote, an ONNX file of `vmamba export`, or a
-            model's name or upstream's own file for released weights.
+        weights: Run folder (its best weights), a weight file that a run wrote, a file of `vmamba export` (.onnx, .xml,
+            .pt2), or a model's name or upstream's own file for released weights.
         data: The images; by default those that the run was trained on.
         split: The part of them to measure on; by default test. For released weights, which have seen none of a folder,
             by default test or else val of train/ val/ test/, and all of a folder that is not so divided.

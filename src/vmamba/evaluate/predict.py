@@ -23,6 +23,7 @@ from vmamba.evaluate.journal import Journal, Record
 from vmamba.evaluate.measure import to_device
 from vmamba.evaluate.pictures import save_figure
 from vmamba.evaluate.processes import Processes, processes
+from vmamba.inference.exported import kind_of
 from vmamba.output import check_writable_file, check_writable_folder, create_folder, write_json
 from vmamba.tasks.protocol import Answer, Task
 from vmamba.tasks.trained import Trained, open_trained
@@ -42,8 +43,8 @@ class PredictConfig:
 
     Attributes:
         paths: Image files, tar archives of such, and folders that are searched through and through.
-        weights: Run folder (its best weights), a weight file that a run wrote, an ONNX file of `vmamba export`, or a
-            model's name or upstream's own file for released weights.
+        weights: Run folder (its best weights), a weight file that a run wrote, a file of `vmamba export` (.onnx, .xml,
+            .pt2), or a model's name or upstream's own file for released weights.
         topk: Classes shown for each image, likeliest first.
         threshold: Probability from which on a label holds, of models with several labels an image; by default each
             label's own, found on the validation images.
@@ -91,9 +92,9 @@ class PredictConfig:
                     f"features={self.features}: give a name that ends in .npz, the format that holds the images' names "
                     "beside their features"
                 )
-            if self.weights.suffix.lower() == ".onnx" and not self.weights.is_dir():
+            if kind_of(self.weights) is not None:
                 raise ConfigError(
-                    f"features={self.features}: {self.weights} is an ONNX file, which gives a model's last output "
+                    f"features={self.features}: {self.weights} is an exported file, which gives a model's last output "
                     "alone; give the run's folder or a weight file"
                 )
 

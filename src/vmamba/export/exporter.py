@@ -126,7 +126,7 @@ def export(config: ExportConfig, console: Console | None = None) -> Exported:
     with _beside(output) as folder:
         with _told(config.to):
             files = target.write(graph, folder / output.name)
-            run = target.open(files[0], graph)
+            run = target.open(files[0])
             error = _largest_error(source, run, cases)
             del run
         tolerance = TOLERANCES[config.dtype]

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +14,11 @@ from torch import Tensor
 from vmamba.errors import ExportError
 from vmamba.export.aoti import write_aoti
 from vmamba.export.graph import Graph, ScanForm
+from vmamba.inference.exported import METADATA_FILE, OPENVINO_ENTRY, open_exported
 
 #: Pixels ``(b, in_chans, H, W)`` to logits ``(b, classes)``.
 Runner = Callable[[Tensor], Tensor]
 
-#: The name inside a torch-export file of what it says about itself.
-METADATA_FILE = "vmamba.json"
 #: The first torch whose ONNX exporter takes our translations; the extras ask for it.
 _ONNX_TORCH = "2.9"
 _INPUT, _OUTPUT = "pixels", "logits"
@@ -49,7 +47,7 @@ class Target:
     dtypes: tuple[str, ...]
     dtype_reason: str
     write: Callable[[Graph, Path], list[Path]]
-    open: Callable[[Path, Graph], Runner]
+    open: Callable[[Path], Runner]
 
     def obstacle(self) -> str:
         """What must be installed first and how, or an empty string."""
@@ -66,21 +64,21 @@ def _write_torch_export(graph: Graph, path: Path) -> list[Path]:
     return [path]
 
 
-def _open_torch_export(path: Path, graph: Graph) -> Runner:
-    module = torch.export.load(path).module()
-    return lambda pixels: _without_gradients(module, pixels)
+def _open(path: Path) -> Runner:
+    return open_exported(path)[0]
 
 
-def _open_aoti(path: Path, graph: Graph) -> Runner:
+def _open_aoti(path: Path) -> Runner:
     from torch._inductor import aoti_load_package
 
     module = aoti_load_package(str(path))
-    return lambda pixels: _without_gradients(module, pixels)
 
+    def run(pixels: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = module(pixels)
+        return logits
 
-def _without_gradients(module: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
-    with torch.no_grad():
-        return module(pixels)
+    return run
 
 
 def _write_onnx(graph: Graph, path: Path) -> list[Path]:
@@ -109,40 +107,24 @@ def _write_onnx(graph: Graph, path: Path) -> list[Path]:
     return [path]
 
 
-def _open_onnx(path: Path, graph: Graph) -> Runner:
-    from vmamba.inference.onnx_model import OnnxModel, open_session
-
-    return OnnxModel(open_session(path))
-
-
 def _write_openvino(graph: Graph, path: Path) -> list[Path]:
     import openvino
 
     # By way of ONNX, which keeps the recurrence one operator; the plain operations of torch's graph take longer.
     (onnx_path,) = _write_onnx(graph, path.with_suffix(".onnx"))
     model = openvino.Core().read_model(onnx_path)
-    for name, text in graph.metadata.items():
-        model.set_rt_info(text, ["vmamba", name])
+    metadata = {**graph.metadata, "dtype": str(graph.dtype).removeprefix("torch.")}  # which its runtime asks for
+    for name, text in metadata.items():
+        model.set_rt_info(text, [OPENVINO_ENTRY, name])
     openvino.save_model(model, path, compress_to_fp16=graph.dtype != torch.float32)
     del model
     onnx_path.unlink()
     return [path, path.with_suffix(".bin")]
 
 
-def _open_openvino(path: Path, graph: Graph) -> Runner:
-    import openvino
-
-    precision = "f32" if graph.dtype == torch.float32 else "bf16"
-    settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    model: Any = openvino.Core().compile_model(path, "CPU", settings)
-    return lambda pixels: torch.from_numpy(model([pixels.numpy()])[0].copy())
-
-
 _BOTH = ("float32", "bfloat16")
 TARGETS: Mapping[str, Target] = {
-    "torch-export": Target(
-        ".pt2", ".export.pt2", (), "", _BOTH, "it computes in either", _write_torch_export, _open_torch_export
-    ),
+    "torch-export": Target(".pt2", ".export.pt2", (), "", _BOTH, "it computes in either", _write_torch_export, _open),
     "aoti": Target(".pt2", ".aoti.pt2", (), "", _BOTH, "it computes in either", write_aoti, _open_aoti),
     "onnx": Target(
         ".onnx",
@@ -152,7 +134,7 @@ TARGETS: Mapping[str, Target] = {
         ("float32",),
         "ONNX Runtime has no bfloat16 kernels for the CPU; use float32, or --to openvino",
         _write_onnx,
-        _open_onnx,
+        _open,
     ),
     "openvino": Target(
         ".xml",
@@ -162,6 +144,6 @@ TARGETS: Mapping[str, Target] = {
         _BOTH,
         "it computes in either",
         _write_openvino,
-        _open_openvino,
+        _open,
     ),
 }

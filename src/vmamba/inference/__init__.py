@@ -1,4 +1,4 @@
-"""Running a trained model fast: `optimize`, and exported ONNX files."""
+"""Running a trained model fast: `optimize`, and the files of `vmamba export`."""
 
 from vmamba.inference.engines import Engine, Optimized, optimize
 

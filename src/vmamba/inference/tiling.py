@@ -7,7 +7,9 @@ band by band. At most, in float32 values, with k classes and a network that give
 * whole: k·h·w / s² for each view (one without scales and mirror), and the bands;
 * windows: k·wh·w / s² · ``overlap`` for each view, whatever the image's height; ``overlap`` is how many windows share a
   pixel, 4 where the stride is half the window; and the bands;
-* bands: about three times `BAND`.
+* windows of a network that gives maps of the image's size (s = 1: exported files, U-Nets): k·wh·w for each view,
+  and one batch of windows; and the bands;
+* bands: about four times `BAND`.
 
 The network's inner maps come on top; with windows they are those of one window.
 """
@@ -116,7 +118,7 @@ def scores_of(network: Network, view: View, tiling: Tiling) -> Scores:
 
 
 class Scores:
-    """Scores of a view's pixels, computed when they are read; rows that were passed may be gone."""
+    """Scores of a view's pixels, computed as they are read from the top down; rows above those asked for are gone."""
 
     def __init__(self, network: Network, view: View, tiling: Tiling) -> None:
         self.network = network
@@ -175,40 +177,69 @@ class _Slide(Scores):
         for total, places, weights in zip(self._sums, self.starts, self._weights, strict=True):
             for place in places:
                 total[place : place + len(weights)] += weights
-        self._maps: dict[int, list[Tensor]] = {}  # by the window's first row, from left to right
+        self._waiting = list(self.starts[0])  # rows of windows that have not been run, by their first pixels' row
+        # Maps of the network's stride wait until they are read, by their window's first row and column. Those as large
+        # as the window would take that much for every window: they are added up as they come, in bands of rows.
+        self._maps: dict[tuple[int, int], Tensor] = {}
+        self._bands: dict[int, Tensor] = {}
+        self._classes = self._top = 0
 
     @property
     def classes(self) -> int:
-        return len(self._row_of_windows(self.starts[0][0])[0])
+        self._run_to(1)
+        return self._classes
 
     def _rows(self, top: int, bottom: int) -> Tensor:
-        height, width = self.tiling.window
-        for passed in [row for row in self._maps if row + height <= top]:
-            del self._maps[passed]
-        total: Tensor | None = None
-        down, across = self._weights
-        for row in self.starts[0]:
-            begin, end = max(top, row), min(bottom, row + height)
-            if begin >= end:
-                continue
-            for column, scores in zip(self.starts[1], self._row_of_windows(row), strict=True):
-                part = _resized_rows(scores, self.tiling.window, begin - row, end - row)
-                if self.tiling.blend != "mean":
-                    part = part * (down[begin - row : end - row, None] * across)
-                if total is None:
-                    total = part.new_zeros(len(part), bottom - top, self.pixels.shape[-1])
-                total[:, begin - top : end - top, column : column + width] += part
-        assert total is not None
+        assert top >= self._top, f"rows from {self._top} on are kept, asked for {top}"
+        self._top, height = top, self.tiling.window[0]
+        self._maps = {place: scores for place, scores in self._maps.items() if place[0] + height > top}
+        self._bands = {first: band for first, band in self._bands.items() if first + band.shape[1] > top}
+        self._run_to(bottom)
+        total = self.pixels.new_zeros(self._classes, bottom - top, self.pixels.shape[-1], dtype=torch.float32)
+        for first, band in self._bands.items():
+            begin, end = max(top, first), min(bottom, first + band.shape[1])
+            if begin < end:
+                total[:, begin - top : end - top] = band[:, begin - first : end - first]
+        for place, scores in self._maps.items():
+            self._add(total, top, place, scores)
         return total.div_(self._sums[0][top:bottom, None] * self._sums[1])
 
-    def _row_of_windows(self, row: int) -> list[Tensor]:
-        if row not in self._maps:
-            height, width = self.tiling.window
-            windows = [self.pixels[:, row : row + height, column : column + width] for column in self.starts[1]]
-            step = self.tiling.batch
-            parts = [self.network(torch.stack(windows[i : i + step])) for i in range(0, len(windows), step)]
-            self._maps[row] = [scores.float() for part in parts for scores in part]
-        return self._maps[row]
+    def _run_to(self, bottom: int) -> None:
+        """Run the windows that have pixels above the row ``bottom``."""
+        while self._waiting and self._waiting[0] < bottom:
+            row, step = self._waiting.pop(0), self.tiling.batch
+            for i in range(0, len(self.starts[1]), step):
+                self._run([(row, column) for column in self.starts[1][i : i + step]])
+
+    def _run(self, places: Sequence[tuple[int, int]]) -> None:
+        height, width = self.tiling.window
+        windows = [self.pixels[:, row : row + height, column : column + width] for row, column in places]
+        for place, scores in zip(places, self.network(torch.stack(windows)).float(), strict=True):
+            self._classes = len(scores)
+            if scores.shape[-2:] == self.tiling.window:
+                self._add_to_bands(place, scores)
+            else:
+                self._maps[place] = scores
+
+    def _add_to_bands(self, place: tuple[int, int], scores: Tensor) -> None:
+        rows, columns = self.pixels.shape[-2:]
+        step = max(1, BAND // (len(scores) * columns))
+        for first in range(place[0] // step * step, place[0] + self.tiling.window[0], step):
+            if first not in self._bands:
+                self._bands[first] = scores.new_zeros(len(scores), min(step, rows - first), columns)
+            self._add(self._bands[first], first, place, scores)
+
+    def _add(self, total: Tensor, top: int, place: tuple[int, int], scores: Tensor) -> None:
+        """Add a window's weighted scores where it lies in ``total``, rows from ``top`` on."""
+        (row, column), (height, width) = place, self.tiling.window
+        begin, end = max(top, row), min(top + total.shape[1], row + height)
+        if begin >= end:
+            return
+        part = _resized_rows(scores, self.tiling.window, begin - row, end - row)
+        if self.tiling.blend != "mean":
+            down, across = self._weights
+            part = part * (down[begin - row : end - row, None] * across)
+        total[:, begin - top : end - top, column : column + width] += part
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""A trained model with the task it was trained for: written into a weight or ONNX file, and read back from it."""
+"""A trained model with the task it was trained for: written into a weight or exported file, and read back from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vmamba.architecture.segmenter_variants import SEGMENTERS
 from vmamba.data import Preprocessing
 from vmamba.device import pick_device
 from vmamba.errors import CheckpointError, ConfigError
-from vmamba.inference.onnx_model import open_onnx
+from vmamba.inference.exported import kind_of, open_exported
 from vmamba.tasks.classification.task import Classification
 from vmamba.tasks.detection.task import Detection
 from vmamba.tasks.protocol import Task
@@ -106,19 +106,19 @@ def load_trained(path: str | Path) -> Trained:
     return Trained(model.eval(), task, weights, file.metadata["model"])
 
 
-def load_onnx(path: Path) -> Trained:
-    """Load an ONNX file that `vmamba export` wrote; ONNX Runtime computes, on the CPU.
+def load_exported(path: Path) -> Trained:
+    """Load a file that `vmamba export` wrote, to ONNX, OpenVINO or torch-export; its runtime computes, on the CPU.
 
     Raises:
-        ConfigError: ONNX Runtime is not installed.
+        ConfigError: the runtime is not installed.
         CheckpointError: the file is missing, broken, or does not say what it was trained for.
     """
-    model, metadata = open_onnx(path)
+    model, metadata = open_exported(path)
     kind = _task_type(metadata, path)
     if missing := _missing(metadata, ("model", *kind.described_by)):
         raise CheckpointError(
             f"{path} does not say which {_listed(kind.described_by)} it belongs to (missing: {missing}); "
-            "only files written by `vmamba export --to onnx` do"
+            "only files written by `vmamba export` do"
         )
     try:
         task = kind.from_metadata(metadata)
@@ -128,18 +128,19 @@ def load_onnx(path: Path) -> Trained:
 
 
 def open_trained(path: Path, device: str) -> tuple[Trained, torch.device]:
-    """Load what `load_trained` loads, or an ONNX file of `vmamba export`; pick where it computes.
+    """Load what `load_trained` loads, or a file that `load_exported` does; pick where it computes.
 
     Raises:
         CheckpointError: there is no such file, it is broken, or it does not say what it was trained for.
-        ConfigError: ``device`` is none of this machine, or not the CPU for an ONNX file.
+        ConfigError: ``device`` is none of this machine, or not the CPU for an exported file.
     """
-    if path.suffix.lower() != ".onnx" or path.is_dir():
+    kind = kind_of(path)
+    if kind is None:
         place = pick_device(device)
         return load_trained(path), place
     if device not in ("auto", "cpu"):
-        raise ConfigError(f"device={device!r}: {path} runs in ONNX Runtime, on the CPU; give device=cpu or auto")
-    return load_onnx(path), torch.device("cpu")
+        raise ConfigError(f"device={device!r}: {path} runs in {kind.runtime}, on the CPU; give device=cpu or auto")
+    return load_exported(path), torch.device("cpu")
 
 
 def own_images_of(weights: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from vmamba.architecture.config import VSSMConfig
+from vmamba.architecture.detectors import MaskRCNNConfig
 from vmamba.architecture.segmenters import SegmenterConfig
 from vmamba.architecture.variants import VARIANTS
 from vmamba.errors import CheckpointError
@@ -66,6 +67,8 @@ class Recognised(Generic[Config]):
 def _described(config: object) -> str:
     if isinstance(config, SegmenterConfig):
         return f"a segmenter with a {config.decode_head.type} on {_described(config.backbone)}"
+    if isinstance(config, MaskRCNNConfig):
+        return f"a Mask R-CNN on {_described(config.backbone)}"
     if isinstance(config, VSSMConfig):
         return f"a VSSM of depths {config.depths} and dims {config.dims}"
     return f"a network of {type(config).__name__}"

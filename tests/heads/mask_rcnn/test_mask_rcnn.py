@@ -11,7 +11,7 @@ import vmamba
 from vmamba import create_model
 from vmamba.architecture.detector_variants import DETECTORS, detector_config
 from vmamba.architecture.detectors import MaskRCNNConfig
-from vmamba.errors import ConfigError, InputError
+from vmamba.errors import CheckpointError, ConfigError, InputError
 from vmamba.heads.mask_rcnn import DensePart, ImageBatch, MaskRCNN, Truth, prepare
 from vmamba.heads.mask_rcnn.pasting import paste_masks
 from vmamba.heads.mask_rcnn.preparation import fitted_size, pad, resize
@@ -220,6 +220,27 @@ def test_files_are_recognised(model, tmp_path):
     assert other.roi_head.bbox_head.fc_cls.out_features == 3
     backbone = vmamba.Backbone_VSSM(pretrained=tmp_path / "epoch_1.pth", config=whole.config.backbone)
     assert torch.equal(backbone.outnorm3.weight, whole.backbone.outnorm3.weight)
+
+
+def test_weights_that_do_not_fit_are_refused_with_the_mend(model):
+    def refused(weights, other, words):
+        with pytest.raises(CheckpointError) as caught:
+            vmamba.load_weights(other, weights)
+        assert words in str(caught.value)
+
+    whole, classifier = model.state_dict(), vmamba.VSSM(model.config.backbone)
+    more = MaskRCNN(**{**SMALL, "box_head": {**SMALL["box_head"], "num_classes": 5}})
+    refused(
+        whole, more, "only the head differs, 3 classes there and 5 here: create_model(…, pretrained=…, num_classes=5)"
+    )
+    for other in (classifier, vmamba.Backbone_VSSM(config=model.config.backbone)):
+        refused(whole, other, "they look like a detector's: Backbone_VSSM(pretrained=…) takes the backbone out of them")
+        refused(whole, other, "of them, vmamba.load(…) builds the whole detector")
+    refused(whole, MaskRCNN(**{**SMALL, "neck": {"out_channels": 24}}), "belong to, a Mask R-CNN on a VSSM of depths")
+    dense = {name: value for name, value in whole.items() if not name.startswith("roi_head.")}
+    refused(dense, classifier, "they look like a segmenter's or detector's: Backbone_VSSM(pretrained=…) takes")
+    segmenter = create_model("upernet_vmamba_nano", num_classes=2).state_dict()
+    refused(segmenter, create_model("vmamba_nano"), "of them, vmamba.load(…) builds the whole segmenter")
 
 
 def test_released_files():

@@ -11,10 +11,11 @@ from vmamba.weights.adaptation import adapt_to, load_backbone_weights
 from vmamba.weights.detectors import holds_detector
 from vmamba.weights.files import read_weights
 from vmamba.weights.names import translate_keys
+from vmamba.weights.refusal import DETECTOR_CLASS_LAYERS
 from vmamba.weights.released import fetch_start
 
-#: The layers whose size is the number of classes.
-LAST = ("roi_head.bbox_head.fc_cls.", "roi_head.bbox_head.fc_reg.", "roi_head.mask_head.conv_logits.")
+#: How the names of weights begin whose size is the number of classes.
+LAST = tuple(f"{layer}." for layer in DETECTOR_CLASS_LAYERS)
 
 
 def create_detector(
