@@ -7,9 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import vmamba
+from vmamba.analysis.classes import Classes
+from vmamba.analysis.look import pixels_of
 from vmamba.cli.main import main
+from vmamba.data.preprocessing import Preprocessing
+from vmamba.data.segmentation.classes import PixelClasses
+from vmamba.data.segmentation.masks import MaskFormat
+from vmamba.errors import ConfigError
+from vmamba.tasks.classification.task import Classification
+from vmamba.tasks.segmentation.task import Segmentation
+from vmamba.tasks.trained import save_trained, weight_metadata
+
+PREPROCESSING = Preprocessing(32, 3, (0.5,) * 3, (0.25,) * 3, "bilinear", 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +58,37 @@ def test_cam(colour_run: Path, picture: Path, tmp_path: Path, capsys: pytest.Cap
     assert is_png(out)
     assert main([*words, "--label", "zebra"]) == 2
     assert "label='zebra' is no class of these weights" in capsys.readouterr().err
+
+
+def test_classes_are_chosen_by_name_or_number() -> None:
+    task = Segmentation(PixelClasses.of(["Void", "disc", "square"]), PREPROCESSING, MaskFormat(3))
+    assert Classes.of(task) == Classes(("Void", "disc", "square"), (0,))
+    cranes = Classes.of(Classification(("crane", "7", "crane"), PREPROCESSING))
+    assert cranes == Classes(("crane (0)", "7", "crane (2)"))
+    assert [cranes.index(word) for word in ("7", "crane (2)", "2")] == [1, 2, 2]
+    assert (cranes.name(1), cranes.name(9)) == ("7", "9")
+    with pytest.raises(ConfigError, match=r"label='crane' is no class of these weights; did you mean 'crane \(2\)'"):
+        cranes.index("crane")
+
+
+def test_cam_of_a_segmenter_leaves_the_background_out(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    tiny = {"dims": [8, 16, 16, 16], "depths": [1, 1, 1, 1], "decode_head": {"channels": 8}}
+    model = vmamba.create_model("upernet_vmamba_nano", num_classes=2, **tiny).eval()
+    with torch.no_grad():  # a fifth of the places is of the disc
+        background, disc = model(pixels_of(picture, PREPROCESSING)[None])[0]
+        model.decode_head.conv_seg.bias[0] += (disc - background).quantile(0.8)
+    task = Segmentation(PixelClasses.of(["background", "disc"]), PREPROCESSING, MaskFormat(2))
+    weights = tmp_path / "s.safetensors"
+    save_trained(weights, model.state_dict(), weight_metadata("upernet_vmamba_nano", model, task))
+    words = ["cam", str(picture), "--weights", str(weights), "--output", str(tmp_path / "c.png"), "--stage", "0"]
+    said = []
+    for label in ([], ["--label", "background"]):
+        assert main([*words, *label]) == 0
+        said.append(capsys.readouterr().out.split(":")[0])
+    assert said == ["disc", "background"]
 
 
 def test_erf(colour_run: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

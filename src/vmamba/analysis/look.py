@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vmamba.analysis.cam import class_map
+from vmamba.analysis.classes import Classes
 from vmamba.analysis.erf import ReceptiveField, receptive_field, timm_features
 from vmamba.analysis.figures import Pixels, class_map_figure, receptive_fields_figure, scan_map_figure
 from vmamba.analysis.scan_map import scan_map
@@ -55,7 +56,8 @@ class CamConfig:
     Attributes:
         image: Image file.
         weights: Run folder, weight file, or a model's name for its released weights.
-        label: The class, by name or index; by default the likeliest.
+        label: The class, by name or index; by default the likeliest, of a segmenter the one of most places beside the
+            background.
         stage: Whose last map, from 0; negative ones count from the last.
         output: PNG file.
     """
@@ -127,9 +129,10 @@ def look_at_class(config: CamConfig, console: Console) -> None:
     """
     check_writable_file(config.output)
     trained, pixels, shown = _read(config.weights, config.image)
-    names: tuple[str, ...] = getattr(trained.task, "classes", ())
-    found = class_map(trained.model, pixels, _label(config.label, names), config.stage)
-    name = names[found.label] if found.label < len(names) else str(found.label)
+    classes = Classes.of(trained.task)
+    label = None if config.label is None else classes.index(config.label)
+    found = class_map(trained.model, pixels, label, config.stage, classes.background)
+    name = classes.name(found.label)
     save_figure(class_map_figure(found, shown, name, f"{trained.name} on {config.image.name}"), config.output)
     console.print(f"{name}: logit {found.logit:.3f}", markup=False)
     console.print(f"wrote {config.output}", soft_wrap=True, markup=False)
@@ -227,14 +230,6 @@ def _place(query: str | None, pixels: Tensor) -> tuple[int, int]:
     except ValueError:
         raise ConfigError(f"query={query!r}: want row and column in pixels, such as 40,95") from None
     return row, column
-
-
-def _label(label: str | None, names: tuple[str, ...]) -> int | None:
-    if label is None or label in names:
-        return None if label is None else names.index(label)
-    if label.isdigit():
-        return int(label)
-    raise ConfigError(f"label={label!r} is no class of these weights{nearest(label, names)}")
 
 
 def _size(weights: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import io
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +15,7 @@ from PIL import Image
 
 from vmamba.analysis.blocks import trunk_of
 from vmamba.analysis.cam import class_map
+from vmamba.analysis.classes import Classes
 from vmamba.analysis.figures import class_map_figure, scan_map_figure
 from vmamba.analysis.look import drawn, pixels_of
 from vmamba.analysis.scan_map import scan_map
@@ -180,21 +180,38 @@ def scan_picture(
     return _drawn_picture(scan_map_figure(found, drawn(pixels, trained.preprocessing), title))
 
 
-def class_picture(trained: Trained, device: torch.device, path: Path) -> Image.Image | None:
-    """What speaks for the likeliest class; None of a model without classes of its whole output, such as a detector.
+def class_picture(
+    trained: Trained, device: torch.device, path: Path, label: int | None = None, stage: int = -1
+) -> tuple[Image.Image, int] | None:
+    """What speaks for a class.
+
+    Args:
+        trained: whose.
+        device: where it computes.
+        path: the image's file.
+        label: the class; by default as `vmamba.analysis.cam.class_map`, a background left out.
+        stage: whose last map, from 0; negative ones count from the last.
+
+    Returns:
+        The picture and the class; None of a model without classes of its whole output, such as a detector.
 
     Raises:
         DataError: the file cannot be read.
-        ConfigError: a model that shows no maps.
+        ConfigError: no such class or stage, or a model that shows no maps.
     """
-    if isinstance(trained.task, Detection):
+    classes = Classes.of(trained.task)
+    if not classes.names:
         return None
     _check_trunk(trained)
     pixels = pixels_of(path, trained.preprocessing)
-    found = class_map(trained.model, pixels.to(device))
-    names: Sequence[str] = _names(trained.task)
-    label = names[found.label] if found.label < len(names) else str(found.label)
-    return _drawn_picture(class_map_figure(found, drawn(pixels, trained.preprocessing), label))
+    found = class_map(trained.model, pixels.to(device), label, stage, classes.background)
+    shown = drawn(pixels, trained.preprocessing)
+    return _drawn_picture(class_map_figure(found, shown, classes.name(found.label))), found.label
+
+
+def class_names(trained: Trained) -> tuple[str, ...]:
+    """The classes that `class_picture` may be asked for, in the order of the logits."""
+    return Classes.of(trained.task).names
 
 
 def stages_of(trained: Trained) -> int:
@@ -208,12 +225,6 @@ def stages_of(trained: Trained) -> int:
 def _check_trunk(trained: Trained) -> None:
     if not stages_of(trained):
         raise ConfigError("this model runs outside of PyTorch, so its scans and maps cannot be looked at")
-
-
-def _names(task: Any) -> Sequence[str]:
-    classes = getattr(task, "classes", ())
-    names: Sequence[str] = getattr(classes, "names", classes)
-    return names
 
 
 def _drawn_picture(figure: Figure) -> Image.Image:
