@@ -17,7 +17,7 @@ from vmamba.analysis.blocks import trunk_of
 from vmamba.analysis.cam import class_map
 from vmamba.analysis.classes import Classes
 from vmamba.analysis.figures import class_map_figure, scan_map_figure
-from vmamba.analysis.look import drawn, pixels_of
+from vmamba.analysis.look import drawn, pixels_of, viewed
 from vmamba.analysis.scan_map import scan_map
 from vmamba.data.reading.arrays import preview
 from vmamba.errors import ConfigError, DataError
@@ -143,14 +143,15 @@ def seen_by_model(trained: Trained, path: Path) -> Image.Image:
     Raises:
         DataError: the file cannot be read.
     """
-    values = drawn(pixels_of(path, trained.preprocessing), trained.preprocessing)
+    preprocessing = viewed(trained)
+    values = drawn(pixels_of(path, preprocessing), preprocessing)
     shown = Image.fromarray((255 * values).round().astype(np.uint8))
     return shown.resize(seen_size(trained), Image.Resampling.NEAREST)
 
 
 def seen_size(trained: Trained) -> tuple[int, int]:
     """Width and height of what `seen_by_model` gives, pixels."""
-    p = trained.preprocessing
+    p = viewed(trained)
     factor = max(1.0, _CLICKED / min(p.width, p.height))
     return round(p.width * factor), round(p.height * factor)
 
@@ -172,12 +173,13 @@ def scan_picture(
         ConfigError: no such place or stage, or a model that shows no scan.
     """
     _check_trunk(trained)
-    pixels = pixels_of(path, trained.preprocessing)
+    preprocessing = viewed(trained)
+    pixels = pixels_of(path, preprocessing)
     _, height, width = pixels.shape
     query = int(at[0] * height), int(at[1] * width)
     found = scan_map(trained.model, pixels.to(device), query, stage)
     title = f"what the place {found.query} of the {found.weights.shape[2]}×{found.weights.shape[3]} map sees"
-    return _drawn_picture(scan_map_figure(found, drawn(pixels, trained.preprocessing), title))
+    return _drawn_picture(scan_map_figure(found, drawn(pixels, preprocessing), title))
 
 
 def class_picture(
@@ -203,9 +205,10 @@ def class_picture(
     if not classes.names:
         return None
     _check_trunk(trained)
-    pixels = pixels_of(path, trained.preprocessing)
+    preprocessing = viewed(trained)
+    pixels = pixels_of(path, preprocessing)
     found = class_map(trained.model, pixels.to(device), label, stage, classes.background)
-    shown = drawn(pixels, trained.preprocessing)
+    shown = drawn(pixels, preprocessing)
     return _drawn_picture(class_map_figure(found, shown, classes.name(found.label))), found.label
 
 

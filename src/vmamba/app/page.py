@@ -128,8 +128,10 @@ def build_page(models: Models, examples: Sequence[Path], most_bytes: int) -> Any
             hint = gradio.Markdown(_CLICK, elem_id="hint")
         scan = _figure("scan", "Scan map", visible=True)
         with gradio.Row():
-            label = gradio.Dropdown([], label="Class", visible=False, min_width=160, scale=0, elem_id="class")
-            depth = gradio.Dropdown([], label="Stage of the class map", visible=False, min_width=160, scale=0)
+            with gradio.Column(scale=0, min_width=160):  # a column each, or they share a frame with a grey rest
+                label = gradio.Dropdown([], label="Class", visible=False, elem_id="class")
+            with gradio.Column(scale=0, min_width=160):
+                depth = gradio.Dropdown([], label="Stage of the class map", visible=False)
             gradio.Markdown("Of a classifier or segmenter: which places speak for a class (Grad-CAM)?")
         mapped = [_figure("cam", "Class map", visible=False), label, depth]
         shown = [note, rows, seen, overlay, stage, scan]
