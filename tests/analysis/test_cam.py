@@ -33,6 +33,27 @@ def test_an_earlier_stage() -> None:
     assert class_map(model, torch.randn(3, 64, 64), stage=0).weights.shape == (16, 16)
 
 
+def test_of_a_segmenter_it_is_the_class_of_most_places_beside_the_background() -> None:
+    torch.manual_seed(0)
+    tiny = {"dims": [8, 16, 16, 16], "depths": [1, 1, 1, 1], "decode_head": {"channels": 8}}
+    model = vmamba.create_model("upernet_vmamba_nano", num_classes=5, **tiny).eval()
+    image = torch.randn(3, 64, 64)
+    with torch.no_grad():
+        logits = model(image[None])[0]
+    labels = logits.argmax(0)
+    counts = labels.flatten().bincount(minlength=5)
+    first, second, *_, last = counts.argsort(descending=True).tolist()
+    assert counts[second] > 0 == counts[last]
+    assert class_map(model, image).label == first
+    found = class_map(model, image, background=[first])
+    assert found.label == second
+    assert found.logit == pytest.approx(logits[second][labels == second].mean().item(), rel=1e-4)
+    assert class_map(model, image, background=range(5)).label == first, "there is nothing else"
+    nowhere = class_map(model, image, label=last)
+    assert nowhere.logit == pytest.approx(logits[last].mean().item(), rel=1e-4)
+    assert nowhere.weights.shape == (2, 2)
+
+
 def test_mistakes() -> None:
     model = vmamba.create_model("vmamba_nano", num_classes=3)
     image = torch.zeros(3, 32, 32)

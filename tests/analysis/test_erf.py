@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import vmamba
-from vmamba.analysis.erf import ReceptiveField, receptive_field, timm_features
+from vmamba.analysis.erf import ReceptiveField, receptive_field
+from vmamba.analysis.networks import NetworkName, timm_network
 from vmamba.errors import ConfigError
 
 
@@ -47,12 +48,48 @@ def test_vmamba_sees_everything() -> None:
     assert receptive_field(segmenter_like, [torch.zeros(1, 3, 64, 64)]).influence.shape == (64, 64)
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "swin_tiny_patch4_window7_224"])
+SMALL_SWIN = "swin_tiny_patch4_window7_224(embed_dim=8, depths=[1,1,2,1], num_heads=(1,2,4,8))"
+
+
+@pytest.mark.parametrize("name", ["resnet10t", SMALL_SWIN])
 def test_timm(name: str) -> None:
-    features = timm_features(name, image_size=224)
-    found = receptive_field(features, [torch.randn(1, 3, 224, 224)], name)
+    network = NetworkName.parse(name).build(pretrained=False, image_size=224)
+    found = receptive_field(network, [torch.randn(1, 3, 224, 224)], name)
     assert found.influence.shape == (224, 224)
+    assert found.parameters == sum(p.numel() for p in network.parameters())
     assert 0 < found.area(0.5) < 1
+
+
+def test_names_have_options() -> None:
+    swin = NetworkName.parse(SMALL_SWIN)
+    assert swin == NetworkName(
+        "swin_tiny_patch4_window7_224", {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": (1, 2, 4, 8)}
+    )
+    assert NetworkName.parse(str(swin)) == swin
+    assert str(NetworkName.parse("resnet18()")) == "resnet18"
+    ours = NetworkName.parse("vmamba_nano(depths=[1,1,1,1], forward_type='v052d_noz')").build(False, 64)
+    assert (ours.config.depths, ours.config.forward_type) == ((1, 1, 1, 1), "v052d_noz")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("resnet18(", "want a name, or with options NAME"),
+        ("resnet18(1)", "want a name, or with options NAME"),
+        ("resnet18(a=1)(b=2)", "want a name, or with options NAME"),
+        ("resnet18(a=__import__('os'))", "want a name, or with options NAME"),
+        ("resnet18(**{})", "want a name, or with options NAME"),
+        ("resnet18(pretrained=True)", "pretrained is no option that can be given here"),
+        ("resnet18(layers=[1],layers=[2])", "layers comes twice"),
+        ("resnet18(legs=2)", r"timm cannot make feature maps of 'resnet18\(legs=2\)': .*'legs'$"),
+        ("vmamba_nano(legs=2)", "legs"),
+        ("nothing(legs=2)", "timm cannot make feature maps of 'nothing.*; it is no model of ours either"),
+    ],
+)
+def test_wrong_options_are_one_line(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        NetworkName.parse(text).build(pretrained=False, image_size=64)
+    assert "\n" not in str(error.value)
 
 
 def test_mistakes() -> None:
@@ -64,4 +101,4 @@ def test_mistakes() -> None:
     with pytest.raises(ConfigError, match="not a map"):
         receptive_field(lambda x: x.flatten(1), [torch.zeros(1, 3, 32, 32)])
     with pytest.raises(ConfigError, match="timm cannot make feature maps of 'nothing'"):
-        timm_features("nothing")
+        timm_network("nothing")

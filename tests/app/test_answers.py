@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from app_images import written
-from PIL import Image
 
 from vmamba.app import answers
 from vmamba.app.models import Models, found_sources
@@ -77,7 +76,16 @@ def test_the_scan_map_follows_the_place(models: Models, files: dict[str, Path]) 
     )
     assert np.array_equal(first, same)
     assert not np.array_equal(first, other)
-    assert isinstance(answers.class_picture(trained, device, files["plain.png"]), Image.Image)
+    named = answers.class_names(trained)
+    assert named == ("blue", "green", "red")
+    likeliest = answers.answer(trained, device, files["plain.png"]).rows[0][0]
+    pictures = {}
+    for label in (None, 0, 1, 2):
+        found = answers.class_picture(trained, device, files["plain.png"], label, 0)
+        assert found is not None
+        assert found[1] == (named.index(likeliest) if label is None else label)
+        pictures[label] = found[0].tobytes()
+    assert len(set(pictures.values())) == 3
     with pytest.raises(ConfigError, match="stage=7"):
         answers.scan_picture(trained, device, files["plain.png"], (0.5, 0.5), 7)
 
@@ -101,6 +109,11 @@ def test_segmenters_and_detectors_give_overlays(files: dict[str, Path], tmp_path
     assert found.picture is not None
     assert found.picture.size == (32, 24)
     assert sum(share for _, share in found.rows) == pytest.approx(1)
+    with torch.no_grad():
+        segmenter.decode_head.conv_seg.bias[1] += 1
+    mapped = answers.class_picture(Trained(segmenter, task, tmp_path, "s"), CPU, files["plain.png"])
+    assert mapped is not None
+    assert task.classes.names[mapped[1]] == "disc"
     model = vmamba.create_model("mask_rcnn_vmamba_nano", num_classes=2, **tiny).eval()
     kinds = Detection(Categories.of([(1, "a"), (2, "b")]), p).configured({"resize": [64, 64]})
     detector = Trained(model, kinds, tmp_path, "d")

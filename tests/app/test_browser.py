@@ -103,8 +103,14 @@ def test_an_image_is_answered_and_a_click_changes_the_scan_map(
 ) -> None:
     said = browser.upload(files["plain.png"])
     assert re.search(r"\(classification\): \d+ ms on cpu; scans by (oflex|torch)", said)
-    browser.picture("cam")
     assert browser.page.locator("#answer").inner_text().count("%") == 3  # of three classes
+    likeliest = browser.picture("cam")
+    chosen = browser.page.locator("#class input")
+    assert chosen.input_value() == browser.page.locator("#answer h2").inner_text() == "red"
+    chosen.click()
+    browser.page.get_by_role("option", name="green").click()
+    api.expect(browser.page.locator("#cam img")).not_to_have_attribute("src", likeliest, timeout=PATIENCE)
+    assert chosen.input_value() == "green"
     seen = browser.page.locator("#seen img")
     seen.wait_for(state="visible")
     seen.click(position={"x": 20, "y": 20})

@@ -2,15 +2,15 @@
 
 It is run once on tensors without memory, so that the largest network at the largest size takes a second. Every
 convolution, product and attention is counted by torch's own formulas, scans by the one of `vmamba.scan.work`. Norms,
-activations, resizing and sums of maps, some per cent of the operations, are not counted, as torch and most papers do
-not.
+pooling and resizing, some per cent of the operations, are in one figure alone, that of the package fvcore, with which
+VMamba's published figures were counted. Activations and sums of maps are counted nowhere.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,10 @@ class ModuleCost:
         name: dotted, as in ``named_modules``; empty for the whole network.
         kind: its class.
         parameters: numbers in its parameters; those that several modules share count once.
-        macs: multiply-adds, with the scan's operations, as published figures have them (often called FLOPs there).
+        macs: multiply-adds, with the scan's operations; what most papers call FLOPs.
         flops: floating-point operations, two for a multiply-add.
+        fvcore: ``macs``, and besides five operations for each value of a layer or group norm, two of a batch norm, four
+            of a map that is resized and one that is pooled: what fvcore counts and VMamba's authors published.
         activations: numbers that products, convolutions and scans put out.
     """
 
@@ -46,6 +48,7 @@ class ModuleCost:
     parameters: int
     macs: int
     flops: int
+    fvcore: int
     activations: int
 
     @property
@@ -84,6 +87,11 @@ class Cost:
     def flops(self) -> int:
         """Of the network, see `ModuleCost`."""
         return self.modules[0].flops
+
+    @property
+    def fvcore(self) -> int:
+        """Of the network, see `ModuleCost`."""
+        return self.modules[0].fvcore
 
     @property
     def activations(self) -> int:
@@ -161,6 +169,7 @@ class _Counts:
 
     macs: Mapping[str, int]
     flops: Mapping[str, int]
+    fvcore: Mapping[str, int]
     activations: Mapping[str, int]
     scan_flops: int
 
@@ -175,15 +184,19 @@ def _counted(model: nn.Module, image: Tensor) -> _Counts:
     def macs_of(formula: Any) -> Any:
         return lambda *arguments, out_shape=None, **options: formula(*arguments, **options).macs
 
-    ours: dict[Any, Any] = {operator: macs_of(formula) for operator, formula in FORMULAS.items()}
+    scans: dict[Any, Any] = {operator: macs_of(formula) for operator, formula in FORMULAS.items()}
+    besides = _fvcore_formulas()
+    # A counter takes operators apart that it is not told by overload, and the last one entered is asked first.
+    overloads = {getattr(operator, name): one for operator, one in besides.items() for name in operator.overloads()}
     everything: dict[Any, Any] = dict.fromkeys(flop_counter.flop_registry, outputs)
-    flops, macs, activations = (
-        flop_counter.FlopCounterMode(display=False, custom_mapping=mapping) for mapping in ({}, ours, everything)
+    flops, activations, macs = (
+        flop_counter.FlopCounterMode(display=False, custom_mapping=mapping)
+        for mapping in ({}, everything, scans | besides | overloads)
     )
     # The fused scan, which has no kernel for tensors without memory and needs none.
     with dispatch.stand_in("torch", schema), dispatch.backend("torch"), torch.no_grad():
         try:
-            with flops, macs, activations:
+            with flops, activations, macs:
                 model(image)
         except (RuntimeError, NotImplementedError, ValueError) as error:
             size = "×".join(map(str, image.shape[2:]))
@@ -199,13 +212,50 @@ def _counted(model: nn.Module, image: Tensor) -> _Counts:
             if name != "Global"
         }
 
-    whole = flops.get_flop_counts().get("Global", {})
+    def as_fvcore(operator: Any, number: int) -> int:
+        return number if operator in scans or operator in besides else number // 2
+
     return _Counts(
-        by_module(macs, lambda operator, number: number if operator in FORMULAS else number // 2),
+        by_module(macs, lambda operator, number: 0 if operator in besides else as_fvcore(operator, number)),
         by_module(flops, lambda operator, number: number),
+        by_module(macs, as_fvcore),
         by_module(activations, lambda operator, number: number),
-        sum(number for operator, number in whole.items() if operator in FORMULAS),
+        sum(number for operator, number in flops.get_flop_counts().get("Global", {}).items() if operator in scans),
     )
+
+
+def _fvcore_formulas() -> dict[Any, Any]:
+    """What fvcore counts besides products and convolutions: operators, and functions from their arguments' shapes."""
+    aten = torch.ops.aten
+
+    def layer_norm(x: Sequence[int], shape: Any, weight: Any, *_: Any, **__: Any) -> int:
+        return math.prod(x) * (4 if weight is None else 5)
+
+    def group_norm(x: Sequence[int], weight: Any, *_: Any, **__: Any) -> int:
+        return layer_norm(x, None, weight)
+
+    def batch_norm(
+        x: Sequence[int], weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *_: Any, **__: Any
+    ) -> int:
+        if training:  # instance norms too
+            return group_norm(x, weight)
+        return math.prod(x) * (1 if weight is None else 2)
+
+    def of_input(x: Sequence[int], *_: Any, **__: Any) -> int:
+        return math.prod(x)
+
+    def of_output(each: int) -> Any:
+        return lambda *_, out_shape=None, **__: each * math.prod(out_shape)
+
+    return {
+        aten.native_layer_norm: layer_norm,
+        aten.native_group_norm: group_norm,
+        aten.native_batch_norm: batch_norm,
+        aten._adaptive_avg_pool2d: of_input,
+        aten.upsample_nearest2d: of_output(1),
+        aten.upsample_bilinear2d: of_output(4),
+        aten.grid_sampler_2d: of_output(4),
+    }
 
 
 def _modules(model: nn.Module, found: _Counts) -> tuple[ModuleCost, ...]:
@@ -221,7 +271,7 @@ def _modules(model: nn.Module, found: _Counts) -> tuple[ModuleCost, ...]:
             name,
             type(module).__name__,
             sum(p.numel() for p in module.parameters()),
-            *(of(values, name, module) for values in (found.macs, found.flops, found.activations)),
+            *(of(values, name, module) for values in (found.macs, found.flops, found.fvcore, found.activations)),
         )
         for name, module in model.named_modules()
     )

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +32,13 @@ class ReceptiveField:
         name: the network's.
         influence: ``(H, W)``: each pixel's, averaged over the images; float64, on the CPU, not scaled.
         images: how many.
+        parameters: of the network up to the map, if that is known.
     """
 
     name: str
     influence: Tensor
     images: int
+    parameters: int | None = None
 
     def area(self, share: float) -> float:
         """The smallest centred square or rectangle of the image's shape that holds ``share`` of all influence.
@@ -70,15 +70,16 @@ def receptive_field(model: nn.Module | Features, images: Iterable[Tensor], name:
     """The effective receptive field of the middle place of a network's last map.
 
     Args:
-        model: a network with a VMamba trunk; or any function from images ``(b, in_chans, H, W)`` to a map
-            ``(b, c, h, w)``, such as `timm_features` makes. A module is run in eval mode and left as it was.
+        model: a network with a VMamba trunk, whose last map is taken; or any other module or function from images ``(b,
+            in_chans, H, W)`` to a map ``(b, c, h, w)``, such as `vmamba.analysis.networks.timm_network` makes. A module
+            is run in eval mode and left as it was.
         images: batches ``(b, in_chans, H, W)`` of one size, preprocessed.
         name: what plots call it.
 
     Raises:
-        ConfigError: no image, images of several sizes, or a function that gives no map.
+        ConfigError: no image, images of several sizes, or a network that gives no map.
     """
-    features = _trunk_features(trunk_of(model)) if isinstance(model, nn.Module) else model
+    features, parts = _features(model)
     total, count = torch.zeros(0), 0
     with evaluating(model) if isinstance(model, nn.Module) else nullcontext():
         for batch in images:
@@ -89,7 +90,18 @@ def receptive_field(model: nn.Module | Features, images: Iterable[Tensor], name:
             count += len(batch)
     if not count:
         raise ConfigError("a receptive field is an average over images; none was given")
-    return ReceptiveField(name or type(model).__name__, total / count, count)
+    parameters = sum(p.numel() for part in parts for p in part.parameters()) if parts else None
+    return ReceptiveField(name or type(model).__name__, total / count, count, parameters)
+
+
+def _features(model: nn.Module | Features) -> tuple[Features, tuple[nn.Module, ...]]:
+    """What makes the map, and the modules that take part in it."""
+    if not isinstance(model, nn.Module):
+        return model, ()
+    if not any(isinstance(module, Trunk) for module in model.modules()):
+        return model, (model,)
+    trunk = trunk_of(model)
+    return _trunk_features(trunk), (trunk.patch_embed, trunk.layers)
 
 
 def _influence(features: Features, batch: Tensor) -> Tensor:
@@ -110,37 +122,5 @@ def _trunk_features(trunk: Trunk) -> Features:
         for stage in trunk.stages():
             x = stage(x)
         return x.permute(0, 3, 1, 2)
-
-    return features
-
-
-def timm_features(name: str, pretrained: bool = False, in_chans: int = 3, image_size: int | None = None) -> Features:
-    """The last map of any of timm's networks that has maps, such as ``resnet50`` or ``swin_tiny_patch4_window7_224``.
-
-    Args:
-        name: the network's.
-        pretrained: with timm's trained weights, which are downloaded, or fresh ones.
-        in_chans: of the images.
-        image_size: pixels a side, for networks that are built for one size.
-
-    Raises:
-        ConfigError: timm does not know it, or it has no maps.
-    """
-    import timm
-
-    make: Any = partial(timm.create_model, name, pretrained=pretrained, in_chans=in_chans, features_only=True)
-    try:
-        try:
-            network = make() if image_size is None else make(img_size=image_size)
-        except TypeError:  # to most networks any size will do, and they have no such option
-            network = make()
-    except (RuntimeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"timm cannot make feature maps of {name!r}: {str(error).splitlines()[0]}") from error
-    network.eval()
-    channels = network.feature_info.channels()[-1]
-
-    def features(images: Tensor) -> Tensor:
-        last: Tensor = network(images)[-1]
-        return last if last.shape[1] == channels else last.permute(0, 3, 1, 2)  # Swin's are channels-last
 
     return features

@@ -66,7 +66,8 @@ def count(
     It takes neither memory nor the time of a run: shapes are all that is computed.
 
         cost = vmamba.count("vmamba_tiny_s1l8")
-        cost.macs  # 4.88e9: what papers call FLOPs, one for a multiply-add
+        cost.macs  # 4.88e9: one for a multiply-add, what most papers call FLOPs
+        cost.fvcore  # 4.91e9: norms besides, as VMamba's published figures
         cost["layers.2"].flops
 
     Args:
@@ -180,16 +181,16 @@ def cost_table(cost: Cost, depth: int) -> Table:
     """The modules down to ``depth`` as they are printed; those without parameters that cost nothing are left out."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, collapse_padding=True)  # it just fits into 80 columns
     table.add_column("module", no_wrap=True)
     table.add_column("kind", no_wrap=True)
-    for name in ("parameters", "MACs", "FLOPs", "activations", "share"):
+    for name in ("params", "MACs", "FLOPs", "fvcore", "activations", "share"):
         table.add_column(name, justify="right")
     for module in _shown(cost, depth):
         table.add_row(
             "  " * module.depth + module.name.rpartition(".")[2] if module.name else "whole network",
             module.kind,
-            *map(short, (module.parameters, module.macs, module.flops, module.activations)),
+            *map(short, (module.parameters, module.macs, module.flops, module.fvcore, module.activations)),
             f"{100 * module.flops / max(cost.flops, 1):.1f} %",
             style="bold" if not module.name else None,
         )
@@ -215,7 +216,8 @@ def _facts(cost: Cost) -> list[str]:
     scans = 100 * cost.scan_flops / max(cost.flops, 1)
     facts = [
         f"one image of {cost.size[0]}×{cost.size[1]} pixels; scans are {scans:.1f} % of the FLOPs",
-        "MACs count a multiply-add once, as papers' FLOPs do, FLOPs twice; both have a scan's 9n + 1 operations",
+        "MACs count a multiply-add once, FLOPs twice; both have a scan's 9n + 1 operations",
+        "fvcore has norms, pooling and resizing too, as that package counts them and VMamba's figures were published",
     ]
     if cost.regions is not None:
         facts.append(f"counted with {cost.regions[0]} proposals and {cost.regions[1]} detections")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +11,26 @@ import torch
 from torch import Tensor
 
 from vmamba.analysis.cam import class_map
-from vmamba.analysis.erf import ReceptiveField, receptive_field, timm_features
+from vmamba.analysis.classes import Classes
+from vmamba.analysis.erf import ReceptiveField, receptive_field
 from vmamba.analysis.figures import Pixels, class_map_figure, receptive_fields_figure, scan_map_figure
+from vmamba.analysis.networks import NetworkName
 from vmamba.analysis.scan_map import scan_map
 from vmamba.data import Preprocessing, read_image
 from vmamba.data.reading.arrays import read_pixels
-from vmamba.errors import ConfigError, nearest
+from vmamba.errors import ConfigError
 from vmamba.evaluate.pictures import save_figure
 from vmamba.evaluate.predict import find_images
-from vmamba.models import create_model, list_models
 from vmamba.output import check_writable_file, write_json
+from vmamba.tasks.segmentation.task import Segmentation
 from vmamba.tasks.trained import Trained, load_trained
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+#: Pixels a side that a segmenter is shown, at least.
+_SIDE = 256
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class ScanMapConfig:
         query: Row and column as "40,95", pixels of the image as the model sees it; by default its middle.
         stage: Of the layer, from 0; negative ones count from the last.
         block: Of the layer within its stage, as stage.
+        image_size: Side of the image as the model sees it, pixels; by default its own, of a segmenter 256 or more.
         output: PNG file.
     """
 
@@ -45,6 +52,7 @@ class ScanMapConfig:
     query: str | None = None
     stage: int = -2
     block: int = -1
+    image_size: int | None = None
     output: Path = Path("scanmap.png")
 
 
@@ -55,8 +63,10 @@ class CamConfig:
     Attributes:
         image: Image file.
         weights: Run folder, weight file, or a model's name for its released weights.
-        label: The class, by name or index; by default the likeliest.
+        label: The class, by name or index; by default the likeliest, of a segmenter the one of most places beside the
+            background.
         stage: Whose last map, from 0; negative ones count from the last.
+        image_size: Side of the image as the model sees it, pixels; by default its own, of a segmenter 256 or more.
         output: PNG file.
     """
 
@@ -64,6 +74,7 @@ class CamConfig:
     weights: Path
     label: str | None = None
     stage: int = -1
+    image_size: int | None = None
     output: Path = Path("cam.png")
 
 
@@ -72,7 +83,8 @@ class ErfConfig:
     """Whose receptive fields.
 
     Attributes:
-        models: Names of ours or timm's (fresh weights), run folders and weight files (before training and after).
+        models: Names of ours or timm's (fresh weights), with options as "resnet18(layers=[1,1,1,1])"; run folders and
+            weight files (before training and after).
         images: Image files and folders to average over; by default noise.
         count: Images at most.
         image_size: Side of the images, pixels; by default a run's own, else 224.
@@ -106,7 +118,7 @@ def look_at_scan(config: ScanMapConfig, console: Console) -> None:
         ConfigError: no such layer or pixel.
     """
     check_writable_file(config.output)
-    trained, pixels, shown = _read(config.weights, config.image)
+    trained, pixels, shown = _read(config.weights, config.image, config.image_size)
     found = scan_map(trained.model, pixels, _place(config.query, pixels), config.stage, config.block)
     where = f"stage {config.stage}, block {config.block}"
     title = (
@@ -126,10 +138,11 @@ def look_at_class(config: CamConfig, console: Console) -> None:
         ConfigError: no such class or stage.
     """
     check_writable_file(config.output)
-    trained, pixels, shown = _read(config.weights, config.image)
-    names: tuple[str, ...] = getattr(trained.task, "classes", ())
-    found = class_map(trained.model, pixels, _label(config.label, names), config.stage)
-    name = names[found.label] if found.label < len(names) else str(found.label)
+    trained, pixels, shown = _read(config.weights, config.image, config.image_size)
+    classes = Classes.of(trained.task)
+    label = None if config.label is None else classes.index(config.label)
+    found = class_map(trained.model, pixels, label, config.stage, classes.background)
+    name = classes.name(found.label)
     save_figure(class_map_figure(found, shown, name, f"{trained.name} on {config.image.name}"), config.output)
     console.print(f"{name}: logit {found.logit:.3f}", markup=False)
     console.print(f"wrote {config.output}", soft_wrap=True, markup=False)
@@ -152,14 +165,22 @@ def look_at_fields(config: ErfConfig, console: Console) -> list[ReceptiveField]:
     save_figure(receptive_fields_figure(found, f"Effective receptive fields, {what}"), config.output)
     table = Table(box=None, pad_edge=False, caption="Share of the image's area that holds so much of the influence.")
     table.add_column("model")
+    table.add_column("parameters", justify="right")
     for share in found[0].areas():
         table.add_column(f"{100 * share:.0f} %", justify="right")
     for field in found:
-        table.add_row(field.name, *(f"{100 * area:.1f} %" for area in field.areas().values()))
+        parameters = f"{(field.parameters or 0) / 1e6:.2f} M"
+        table.add_row(field.name, parameters, *(f"{100 * area:.1f} %" for area in field.areas().values()))
     console.print(table)
     if config.json is not None:
         areas = [
-            {"model": f.name, "images": f.images, "areas": {str(k): v for k, v in f.areas().items()}} for f in found
+            {
+                "model": f.name,
+                "parameters": f.parameters,
+                "images": f.images,
+                "areas": {str(k): v for k, v in f.areas().items()},
+            }
+            for f in found
         ]
         write_json(config.json, areas)
         console.print(f"wrote {config.json}", soft_wrap=True, markup=False)
@@ -178,14 +199,14 @@ def _fields(name: str, config: ErfConfig) -> list[ReceptiveField]:
         return [receptive_field(fresh, images, f"{trained.name}, fresh"), after]
     size = config.image_size or 224
     usual = Preprocessing(size, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_pct=0.875)
-    images, state = _images(config, usual), "trained" if config.pretrained else "fresh"
-    if name in list_models():
-        return [receptive_field(create_model(name, pretrained=config.pretrained), images, f"{name}, {state}")]
+    given = NetworkName.parse(name)
+    network = given.build(config.pretrained, size)
+    shown = f"{given}, {'trained' if config.pretrained else 'fresh'}"
     try:
-        features = timm_features(name, config.pretrained, image_size=size)
-    except ConfigError as error:
-        raise ConfigError(f"{error}; it is no model of ours either{nearest(name, list_models())}") from error
-    return [receptive_field(features, images, f"{name}, {state}")]
+        return [receptive_field(network, _images(config, usual), shown)]
+    except (RuntimeError, AssertionError) as error:  # it could be built, but not like this
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{name!r} cannot be run on images of {size} pixels: {why}") from error
 
 
 def _images(config: ErfConfig, preprocessing: Preprocessing) -> list[Tensor]:
@@ -203,11 +224,30 @@ def pixels_of(path: Path, preprocessing: Preprocessing) -> Tensor:
     return preprocessing.eval_transform()(read(path, preprocessing.in_chans))
 
 
-def _read(weights: Path, image: Path) -> tuple[Trained, Tensor, Pixels]:
+def viewed(trained: Trained, image_size: int | None = None) -> Preprocessing:
+    """How an image is shown to a model that is looked into.
+
+    Segmenters take any size, and a small one, such as that of the crops that they learnt from, would leave few places.
+
+    Args:
+        trained: the model.
+        image_size: side in pixels; by default the model's own, of segmenters 256 or more.
+    """
+    p = trained.preprocessing
+    if image_size is not None:
+        return replace(p, image_size=image_size)
+    factor = _SIDE / min(p.height, p.width)
+    if not isinstance(trained.task, Segmentation) or factor <= 1:
+        return p
+    return replace(p, image_size=(round(p.height * factor), round(p.width * factor)))
+
+
+def _read(weights: Path, image: Path, image_size: int | None) -> tuple[Trained, Tensor, Pixels]:
     """The model, the image as it takes it, and as it is drawn."""
     trained = load_trained(weights)
-    pixels = pixels_of(image, trained.preprocessing)
-    return trained, pixels, drawn(pixels, trained.preprocessing)
+    preprocessing = viewed(trained, image_size)
+    pixels = pixels_of(image, preprocessing)
+    return trained, pixels, drawn(pixels, preprocessing)
 
 
 def drawn(pixels: Tensor, preprocessing: Preprocessing) -> Pixels:
@@ -227,14 +267,6 @@ def _place(query: str | None, pixels: Tensor) -> tuple[int, int]:
     except ValueError:
         raise ConfigError(f"query={query!r}: want row and column in pixels, such as 40,95") from None
     return row, column
-
-
-def _label(label: str | None, names: tuple[str, ...]) -> int | None:
-    if label is None or label in names:
-        return None if label is None else names.index(label)
-    if label.isdigit():
-        return int(label)
-    raise ConfigError(f"label={label!r} is no class of these weights{nearest(label, names)}")
 
 
 def _size(weights: Any) -> str:

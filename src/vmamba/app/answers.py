@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import io
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,8 +15,9 @@ from PIL import Image
 
 from vmamba.analysis.blocks import trunk_of
 from vmamba.analysis.cam import class_map
+from vmamba.analysis.classes import Classes
 from vmamba.analysis.figures import class_map_figure, scan_map_figure
-from vmamba.analysis.look import drawn, pixels_of
+from vmamba.analysis.look import drawn, pixels_of, viewed
 from vmamba.analysis.scan_map import scan_map
 from vmamba.data.reading.arrays import preview
 from vmamba.errors import ConfigError, DataError
@@ -143,14 +143,15 @@ def seen_by_model(trained: Trained, path: Path) -> Image.Image:
     Raises:
         DataError: the file cannot be read.
     """
-    values = drawn(pixels_of(path, trained.preprocessing), trained.preprocessing)
+    preprocessing = viewed(trained)
+    values = drawn(pixels_of(path, preprocessing), preprocessing)
     shown = Image.fromarray((255 * values).round().astype(np.uint8))
     return shown.resize(seen_size(trained), Image.Resampling.NEAREST)
 
 
 def seen_size(trained: Trained) -> tuple[int, int]:
     """Width and height of what `seen_by_model` gives, pixels."""
-    p = trained.preprocessing
+    p = viewed(trained)
     factor = max(1.0, _CLICKED / min(p.width, p.height))
     return round(p.width * factor), round(p.height * factor)
 
@@ -172,29 +173,48 @@ def scan_picture(
         ConfigError: no such place or stage, or a model that shows no scan.
     """
     _check_trunk(trained)
-    pixels = pixels_of(path, trained.preprocessing)
+    preprocessing = viewed(trained)
+    pixels = pixels_of(path, preprocessing)
     _, height, width = pixels.shape
     query = int(at[0] * height), int(at[1] * width)
     found = scan_map(trained.model, pixels.to(device), query, stage)
     title = f"what the place {found.query} of the {found.weights.shape[2]}×{found.weights.shape[3]} map sees"
-    return _drawn_picture(scan_map_figure(found, drawn(pixels, trained.preprocessing), title))
+    return _drawn_picture(scan_map_figure(found, drawn(pixels, preprocessing), title))
 
 
-def class_picture(trained: Trained, device: torch.device, path: Path) -> Image.Image | None:
-    """What speaks for the likeliest class; None of a model without classes of its whole output, such as a detector.
+def class_picture(
+    trained: Trained, device: torch.device, path: Path, label: int | None = None, stage: int = -1
+) -> tuple[Image.Image, int] | None:
+    """What speaks for a class.
+
+    Args:
+        trained: whose.
+        device: where it computes.
+        path: the image's file.
+        label: the class; by default as `vmamba.analysis.cam.class_map`, a background left out.
+        stage: whose last map, from 0; negative ones count from the last.
+
+    Returns:
+        The picture and the class; None of a model without classes of its whole output, such as a detector.
 
     Raises:
         DataError: the file cannot be read.
-        ConfigError: a model that shows no maps.
+        ConfigError: no such class or stage, or a model that shows no maps.
     """
-    if isinstance(trained.task, Detection):
+    classes = Classes.of(trained.task)
+    if not classes.names:
         return None
     _check_trunk(trained)
-    pixels = pixels_of(path, trained.preprocessing)
-    found = class_map(trained.model, pixels.to(device))
-    names: Sequence[str] = _names(trained.task)
-    label = names[found.label] if found.label < len(names) else str(found.label)
-    return _drawn_picture(class_map_figure(found, drawn(pixels, trained.preprocessing), label))
+    preprocessing = viewed(trained)
+    pixels = pixels_of(path, preprocessing)
+    found = class_map(trained.model, pixels.to(device), label, stage, classes.background)
+    shown = drawn(pixels, preprocessing)
+    return _drawn_picture(class_map_figure(found, shown, classes.name(found.label))), found.label
+
+
+def class_names(trained: Trained) -> tuple[str, ...]:
+    """The classes that `class_picture` may be asked for, in the order of the logits."""
+    return Classes.of(trained.task).names
 
 
 def stages_of(trained: Trained) -> int:
@@ -208,12 +228,6 @@ def stages_of(trained: Trained) -> int:
 def _check_trunk(trained: Trained) -> None:
     if not stages_of(trained):
         raise ConfigError("this model runs outside of PyTorch, so its scans and maps cannot be looked at")
-
-
-def _names(task: Any) -> Sequence[str]:
-    classes = getattr(task, "classes", ())
-    names: Sequence[str] = getattr(classes, "names", classes)
-    return names
 
 
 def _drawn_picture(figure: Figure) -> Image.Image:

@@ -56,16 +56,30 @@ def build_page(models: Models, examples: Sequence[Path], most_bytes: int) -> Any
             gradio.update(value=None),
         )
 
-    def class_map(name: str, file: str | None) -> Any:
-        """What speaks for the likeliest class; nothing where there is none, or where `first_look` has said why."""
+    def class_map(name: str, file: str | None, label: int | None = None, stage: int | None = None) -> tuple[Any, ...]:
+        """What speaks for a class, and which may be chosen; nothing where there are none, or where `first_look` has
+        said why.
+        """
+        nothing = (gradio.update(value=None, visible=False),) * 3
         try:
             trained, device = models.open(name)
+            count = answers.stages_of(trained)
+            if file is None or not count:
+                return nothing
+            depth = count - 1 if stage is None else stage
             with models.running:
-                mapped = file is not None and answers.stages_of(trained)
-                picture = answers.class_picture(trained, device, checked(file)) if mapped else None
+                found = answers.class_picture(trained, device, checked(file), label, depth)
         except VMambaError:
-            picture = None
-        return gradio.update(value=picture, visible=picture is not None)
+            return nothing
+        if found is None:
+            return nothing
+        picture, chosen = found
+        choices = [(called, place) for place, called in enumerate(answers.class_names(trained))]
+        return (
+            gradio.update(value=picture, visible=True),
+            gradio.update(choices=choices, value=chosen, visible=True),
+            gradio.update(choices=list(range(count)), value=depth, visible=True),
+        )
 
     def look_from(name: str, file: str | None, stage: int | None, event: gradio.SelectData) -> tuple[Any, str]:
         """The scan map of a place that was clicked on."""
@@ -113,8 +127,13 @@ def build_page(models: Models, examples: Sequence[Path], most_bytes: int) -> Any
             stage = gradio.Dropdown([], label="Stage of the scan", type="value", min_width=160, scale=0)
             hint = gradio.Markdown(_CLICK, elem_id="hint")
         scan = _figure("scan", "Scan map", visible=True)
-        gradio.Markdown("Below, of a classifier or segmenter: what speaks for the likeliest class (Grad-CAM).")
-        cam = _figure("cam", "Class map", visible=False)
+        with gradio.Row():
+            with gradio.Column(scale=0, min_width=160):  # a column each, or they share a frame with a grey rest
+                label = gradio.Dropdown([], label="Class", visible=False, elem_id="class")
+            with gradio.Column(scale=0, min_width=160):
+                depth = gradio.Dropdown([], label="Stage of the class map", visible=False)
+            gradio.Markdown("Of a classifier or segmenter: which places speak for a class (Grad-CAM)?")
+        mapped = [_figure("cam", "Class map", visible=False), label, depth]
         shown = [note, rows, seen, overlay, stage, scan]
         for moved in (name, file):
             said = moved.change(
@@ -124,7 +143,9 @@ def build_page(models: Models, examples: Sequence[Path], most_bytes: int) -> Any
                 api_name="look" if moved is file else None,
                 api_visibility="public" if moved is file else "private",
             )
-            said.then(class_map, [name, file], [cam], api_visibility="private")
+            said.then(lambda *moved: class_map(*moved), [name, file], mapped, api_visibility="private")
+        for chosen in (label, depth):
+            chosen.input(class_map, [name, file, label, depth], mapped, api_visibility="private")
         seen.select(look_from, [name, file, stage], [scan, hint], api_visibility="private")
         stage.input(lambda: None, None, [scan], api_visibility="private")
     return page.queue(max_size=_WAITING, default_concurrency_limit=4)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from vmamba.data.segmentation.classes import BACKGROUND, PixelClasses
+from vmamba.data.segmentation.classes import PixelClasses
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +27,8 @@ def overlay(image: Image.Image, labels: npt.NDArray[Any], classes: PixelClasses)
     colours = np.zeros((max(len(classes), int(labels.max(initial=0)) + 1), 3), np.float32)
     colours[: len(classes)] = classes.palette
     shown = np.zeros(len(colours), np.float32)
-    shown[: len(classes)] = [name.lower() not in BACKGROUND for name in classes.names]
+    shown[: len(classes)] = 1
+    shown[list(classes.background)] = 0
     pixels = np.asarray(image.convert("RGB"), np.float32)
     grey = np.asarray(image.convert("L"), np.float32)[..., None]
     mixed = np.where(shown[labels, None] > 0, grey * (1 - OPACITY) + colours[labels] * OPACITY, pixels)

@@ -37,6 +37,11 @@ class PixelClasses:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def background(self) -> tuple[int, ...]:
+        """Where in `names` the classes are that show nothing of interest."""
+        return tuple(place for place, name in enumerate(self.names) if name.lower() in BACKGROUND)
+
     @classmethod
     def of(cls, names: Sequence[str]) -> PixelClasses:
         """With made-up colours: far apart in hue from one to the next, black for a background."""
