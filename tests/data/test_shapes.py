@@ -1,10 +1,12 @@
 """The generated shapes: the same everywhere, each by itself, and masks, boxes and labels that agree."""
 
 import hashlib
+from dataclasses import fields
 
 import numpy as np
 import pytest
 
+from vmamba.data.datasets import shapes
 from vmamba.data.datasets.shapes import CLASSES, MOST, Shapes, boxes_of, make_sample
 
 
@@ -65,3 +67,22 @@ def test_boxes_end_beyond_the_last_pixel() -> None:
 
 def test_there_is_an_end() -> None:
     assert len([sample.labels for sample in Shapes("val", count=3)]) == 3
+
+
+def test_what_is_kept_comes_back_as_it_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "KEPT", 2 * 4 * 64**2)  # two samples
+    images = Shapes("train", 5, size=64)
+    wanted = [shapes.make_sample("train", 5, index, 64) for index in range(3)]
+    for _ in range(2):
+        for index in (2, 0, 1):
+            sample = images[index]
+            for field in fields(sample):
+                got, want = getattr(sample, field.name), getattr(wanted[index], field.name)
+                assert got.dtype == want.dtype
+                np.testing.assert_array_equal(got, want)
+                got[...] = 0  # the caller's own
+    made: list[int] = []
+    monkeypatch.setattr(shapes, "make_sample", lambda *values: (made.append(values[2]), wanted[values[2]])[1])
+    for index in range(3):
+        images[index]
+    assert made == [1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import multiprocessing
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ SIZE = 256
 MOST = 6
 #: Samples in each part. Parts draw from streams of their own, whatever the seed.
 SIZES = {"train": 2048, "val": 64, "test": 128}
+#: Bytes of images and masks, 600 MiB, that a part keeps: all of its samples at the usual size.
+KEPT = 600 << 20
 
 #: Of a shape's radius, as shares of the image's side.
 _RADII = (1 / 16, 1 / 5)
@@ -108,8 +111,33 @@ def boxes_of(masks: Mask) -> npt.NDArray[np.int64]:
     return boxes
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A sample in little memory: masks are disjoint, so that one map of the shapes' numbers, from 1 on, holds all."""
+
+    image: npt.NDArray[np.uint8]
+    numbers: npt.NDArray[np.uint8]
+    boxes: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, sample: ShapesSample) -> _Kept:
+        numbers = np.zeros_like(sample.semantic)
+        for number, mask in enumerate(sample.masks, 1):
+            numbers[mask] = number
+        return cls(sample.image, numbers, sample.boxes, sample.labels)
+
+    def sample(self) -> ShapesSample:
+        """As it was made, in arrays of its own."""
+        semantic = np.append(0, self.labels).astype(np.uint8)[self.numbers]
+        masks = self.numbers == np.arange(1, len(self.labels) + 1, dtype=np.uint8)[:, None, None]
+        return ShapesSample(self.image.copy(), semantic, masks, self.boxes.copy(), self.labels.copy())
+
+
 class Shapes:
-    """The samples of one part, made when asked for.
+    """The samples of one part, made when asked for, and kept up to `KEPT` bytes: an epoch comes to each again.
+
+    A loader's worker keeps none: all of them together would keep each sample several times.
 
     Args:
         part: train, val or test.
@@ -123,6 +151,7 @@ class Shapes:
         self.seed = seed
         self.count = SIZES[part] if count is None else count
         self.size = size
+        self._kept: dict[int, _Kept] = {}
 
     def __len__(self) -> int:
         return self.count
@@ -130,7 +159,13 @@ class Shapes:
     def __getitem__(self, index: int) -> ShapesSample:
         if not 0 <= index < self.count:
             raise IndexError(f"sample {index} of {self.count}")
-        return make_sample(self.part, self.seed, index, self.size)
+        if index in self._kept:
+            return self._kept[index].sample()
+        sample = make_sample(self.part, self.seed, index, self.size)
+        if (len(self._kept) + 1) * 4 * self.size**2 <= KEPT and multiprocessing.parent_process() is None:
+            self._kept[index] = _Kept.of(sample)
+            return self._kept[index].sample()
+        return sample
 
     def name(self, index: int) -> str:
         """Part and place."""
