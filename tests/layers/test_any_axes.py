@@ -16,6 +16,7 @@ from vmamba.layers.mixer import ScanMixer
 from vmamba.scan.any_order import cross, diagonal, windows
 
 FOUR = [AxisOrder((0, 1)), AxisOrder((1, 0), (0,)), AxisOrder((0, 1), (0,)), AxisOrder((1, 0), (0, 1))]
+MAMBA2: dict[str, Any] = {"forward_type": "m0_noz", "initialize": "v2", "dt_rank": 2}
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "SS1D": (lambda **options: SS1D(8, d_state=2, causal=False, **options), (11,)),
     "SS2D": (lambda **options: SS2D(8, d_state=2, forward_type="v05", **{"scan_orders": FOUR, **options}), (5, 6)),
@@ -101,9 +102,10 @@ def test_ss2d_in_orders_of_ones_own(orders: Any) -> None:
         assert y.shape == (1, *sizes, 8)
 
 
-def test_the_default_is_the_cross_scan_with_the_same_keys() -> None:
-    layer = SS2D(8, d_state=2, forward_type="v05_noz")
-    named = SS2D(8, d_state=2, forward_type="v05_noz", scan_orders="cross")
+@pytest.mark.parametrize("options", [{"forward_type": "v05_noz"}, MAMBA2], ids=["v05", "m0"])
+def test_the_default_is_the_cross_scan_with_the_same_keys(options: dict[str, Any]) -> None:
+    layer = SS2D(8, d_state=2, **options)
+    named = SS2D(8, d_state=2, scan_orders="cross", **options)
     assert list(layer.state_dict()) == list(named.state_dict())
     named.load_state_dict(layer.state_dict())
     x = torch.randn(2, 6, 5, 8)
@@ -130,6 +132,25 @@ def test_directions_that_share_their_parameters(name: str) -> None:
     torch.testing.assert_close(got, each.sum(0, keepdim=True), rtol=1e-4, atol=1e-5)
 
 
+def test_mamba2s_scan_in_orders_of_ones_own() -> None:
+    shared = SS2D(8, d_state=2, scan_orders=[*diagonal(), AxisOrder((1, 0))], share_directions=True, **MAMBA2)
+    own = SS2D(8, d_state=2, scan_orders=shared.scan_orders, **MAMBA2)
+    assert own.A_logs.shape == own.dt_projs_bias.shape == (5, 2)
+    assert shared.x_proj_weight.shape[0] == shared.A_logs.shape[0] == shared.Ds.shape[0] == 1
+    state = shared.state_dict()
+    for key in ("x_proj_weight", "dt_projs_bias", "A_logs", "Ds"):
+        state[key] = state[key].repeat(5, *(1,) * (state[key].dim() - 1))
+    own.load_state_dict(state)
+    x = torch.randn(2, 4, 5, 8)
+    y, want = shared(x), own(x)
+    torch.testing.assert_close(y, want)
+    for parameter, other in ((shared.x_proj_weight, own.x_proj_weight), (shared.A_logs, own.A_logs)):
+        (got,), (each,) = (
+            torch.autograd.grad(t.square().sum(), p, retain_graph=True) for t, p in ((y, parameter), (want, other))
+        )
+        torch.testing.assert_close(got, each.sum(0, keepdim=True), rtol=1e-4, atol=1e-5)
+
+
 def test_a_layer_is_copied_saved_and_loaded_with_its_orders() -> None:
     layer = SS2D(8, d_state=1, forward_type="v05_noz", scan_orders=[*diagonal(), IndexOrder(range(12), (3, 4))])
     x = torch.randn(1, 3, 4, 8)
@@ -147,15 +168,17 @@ def test_a_layer_is_copied_saved_and_loaded_with_its_orders() -> None:
         SS2D(8, d_state=1, forward_type="v05_noz", scan_orders="diagonal"),
         SS2D(8, d_state=1, forward_type="v05_noz", scan_orders=[IndexOrder(range(20), (4, 5))]),
         SS3D(8, d_state=1, share_directions=True),
+        SS2D(8, d_state=2, **MAMBA2),
+        SS2D(8, d_state=2, scan_orders="diagonal", **MAMBA2),
     ],
-    ids=["SS1D", "diagonal", "listed", "SS3D"],
+    ids=["SS1D", "diagonal", "listed", "SS3D", "m0", "m0 diagonal"],
 )
 def test_compiled_and_exported(layer: ScanMixer) -> None:
     sizes = (4, 5, 3)[: layer.SIZES.count(",") + 1]
     x = torch.randn(1, *sizes, 8)
     want = layer(x)
     torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), want)
-    for backend in ("torch", "oflex"):
+    for backend in ("torch",) if layer.forward_type.family == "m0" else ("torch", "oflex"):
         layer.selective_scan_backend = backend
         with torch.no_grad():
             program = torch.export.export(layer, (x,), strict=False)
@@ -212,7 +235,6 @@ def test_mistakes_with_states() -> None:
         (lambda: SS1D(8, d_conv=4, causal=False), "d_conv 4 would shrink"),
         (lambda: SS2D(8, forward_type="v052d", scan_orders="cross"), r"'v052d' names directions.*\(bidi\)"),
         (lambda: SS2D(8, forward_type="v052dc", share_directions=True), "cascade2d"),
-        (lambda: SS2D(8, forward_type="m0_noz", initialize="v2", scan_orders="cross"), "Mamba-2.s scan, has neither"),
         (lambda: SS2D(8, scan_orders=cross(3)), "maps with 3 axes, but the layer's have 2"),
         (lambda: SS3D(8, scan_orders="diagonal"), "not of 3 axes"),
         (lambda: SS3D(8, out_norm="dwconv3"), "out_norm 'dwconv3' is unknown here; legal: ln, none"),

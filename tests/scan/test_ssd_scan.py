@@ -4,11 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+import torch._dynamo.testing
 from scan_cases import check
 
 import vmamba
 from vmamba.errors import BackendError, InputError
-from vmamba.scan import ssd_scan, ssd_scan_reference
+from vmamba.scan import recorded_runs, ssd_scan, ssd_scan_reference
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "dt_bias", "initial_states")
 
@@ -52,11 +53,11 @@ def test_it_is_the_recurrence(length, chunk_size, scale):
         check(ours, theirs, 1e-10, name)
 
 
-@pytest.mark.parametrize("length", [64, 80])
-@pytest.mark.parametrize("decay", [30.0, 59.0, 61.0, 300.0])
+@pytest.mark.parametrize("length", [64, 171])
+@pytest.mark.parametrize("decay", [30.0, 79.0, 81.0, 119.0, 300.0])
 def test_float32_over_a_wide_range_of_decays(length, decay):
     """Chunks whose decays multiply to e^-decay, on both sides of where quotients end."""
-    values = {**inputs(length), "dt": torch.full((2, length, 6), decay / (64 if length == 64 else 27)).double()}
+    values = {**inputs(length), "dt": torch.full((2, length, 6), decay / (64 if length == 64 else 57)).double()}
     values |= {"A": -torch.linspace(0.1, 1, 6).double(), "dt_bias": torch.zeros(6).double()}
     run = partial(ssd_scan, return_final_states=True)
     want = with_gradients(ssd_scan_reference, values, softplus=False)
@@ -103,6 +104,49 @@ def test_transforms_and_an_empty_batch():
     check(tangent, scan(x[1:]) - scan(torch.zeros_like(x[:1])), 1e-12, "jvp")
     empty = {name: value[:0] if name in ("dt", "B", "C", "initial_states") else value for name, value in values.items()}
     assert ssd_scan(x[:0], **empty).shape == (0, *x.shape[1:])
+
+
+def test_second_derivatives():
+    values = [value.requires_grad_() for value in inputs(6).values()]
+
+    def scan(*tensors):
+        return ssd_scan(*tensors[:7], True, initial_states=tensors[7], return_final_states=True, chunk_size=4)
+
+    assert torch.autograd.gradcheck(scan, values, fast_mode=True)
+    assert torch.autograd.gradgradcheck(scan, values, fast_mode=True)
+
+
+def operands(length=70, *, starts=True, dtype=torch.float32):
+    """What the operator takes: one direction, and the states of four sequences."""
+    x, dt, A, B, C, _, _, initial = inputs(length, dtype=dtype).values()
+    x, dt, A, B, C = x.unflatten(2, (2, 3))[:, :, 0], dt[..., :3].abs(), A[:3], B[:, :, :1], C[:, :, :1]
+    start = initial[:, :3].movedim(-1, 1).flatten(2)
+    tensors = (x, dt[:, :, None], (dt * A)[:, :, None], B, C, start if starts else None)
+    return [None if t is None else t.clone().requires_grad_() for t in tensors]
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_opcheck(starts):
+    options = (None, [0], [0], starts, None)
+    tensors = operands(starts=starts)
+    torch.library.opcheck(torch.ops.vmamba.torch_ssd, (*tensors, *options))
+    plain = [None if t is None else t.detach() for t in tensors]
+    dlast = None if plain[-1] is None else plain[-1] + 1
+    torch.library.opcheck(torch.ops.vmamba.torch_ssd_backward, (torch.ones_like(plain[0]), dlast, *plain, *options))
+
+
+def test_compiled_it_is_one_operator_both_ways_and_for_all_sizes():
+    graphs = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    run = partial(ssd_scan, return_final_states=True)
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=graphs)
+    for length in (70, 37):
+        values = inputs(length)
+        with recorded_runs() as runs:
+            got = with_gradients(compiled, values)
+        assert [one.op for one in runs] == ["ssd_scan"]
+        for name, ours, theirs in zip(("y", "last", *NAMES), got, with_gradients(run, values), strict=True):
+            check(ours, theirs, 1e-12, name)
+    assert graphs.frame_count == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vmamba
 from vmamba.flops import FORMULAS
-from vmamba.scan import cross_scan, selective_scan, ss2d_scan
+from vmamba.scan import cross_scan, selective_scan, ss2d_scan, ssd_scan
 from vmamba.scan.dispatch import BACKENDS, choose
 from vmamba.scan.work import scan_operations
 
@@ -66,6 +66,18 @@ def test_the_2d_scan_counts_its_step_projection_too(backend: str) -> None:
     with FlopCounterMode(display=False) as forward:
         y = ss2d_scan(x, x_dbl, dt_weight, None, A, None, backend=backend)
     once = 2 * R * ELEMENTS + scan_operations(ELEMENTS, N)
+    assert forward.get_total_flops() == once
+    with FlopCounterMode(display=False) as backward:
+        y.sum().backward()
+    assert backward.get_total_flops() == 2 * once
+
+
+def test_mamba2s_scan_counts_as_the_recurrence_that_it_is() -> None:
+    x = torch.randn(B, 70, 4, D, requires_grad=True)
+    dt, A, C = torch.rand(B, 70, 4), -torch.ones(4), torch.randn(B, 70, 2, N)
+    once = B * 70 * 4 * D * N * 5
+    with FlopCounterMode(display=False) as forward:
+        y = ssd_scan(x, dt, A, C, C)
     assert forward.get_total_flops() == once
     with FlopCounterMode(display=False) as backward:
         y.sum().backward()

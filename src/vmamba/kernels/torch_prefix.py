@@ -22,7 +22,7 @@ from vmamba.errors import BackendError, InputError
 from vmamba.kernels.gradients import given
 from vmamba.kernels.interface import Obstacle, ScanCall, ScanRun, record
 from vmamba.kernels.linear_recurrence import MAX_EXPORTED_LENGTH, solve
-from vmamba.kernels.torch_ssd import ssd_scan as ssd_scan
+from vmamba.kernels.ssd.scan import ssd_scan as ssd_scan
 
 #: State elements (b·k·d·n·l) worked on at a time: near a CPU's cache; elsewhere as many as bound the memory, at 128 MiB
 #: a tensor, since each operation there is a launch.

@@ -14,8 +14,8 @@ from vmamba.layers.forward_type import ForwardType, OutNorm
 from vmamba.layers.mixer import ScanMixer, make_places_norm
 from vmamba.layers.norm import LayerNorm
 from vmamba.layers.ssm_init import init_mamba2_parameters, init_scan_parameters
-from vmamba.scan import cascade_scan, ss2d_scan, ssd2d_scan
-from vmamba.scan.any_order import ScanOrders, orders_of
+from vmamba.scan import cascade_scan, ss2d_scan, ssd_order_scan
+from vmamba.scan.any_order import MODE_ORDERS, ScanOrders, orders_of
 from vmamba.scan.dispatch import ambient
 
 
@@ -50,8 +50,8 @@ class SS2D(ScanMixer):
             `init_scan_parameters`.
         initialize: ``"v0"``, ``"v1"`` or ``"v2"``, see `init_scan_parameters`.
         forward_type: upstream's string, see `ForwardType`. ``v0`` and ``v0seq`` always have a biased 3×3
-            convolution, SiLU, no projection bias and init ``v0``. ``m0`` scans as Mamba-2 does (`ssd_scan`): one decay
-            a head, no step projection; it is never gated (``m0_noz``) and has init ``v1`` or ``v2`` only.
+            convolution, SiLU, no projection bias and init ``v0``. ``m0`` scans as Mamba-2 does (`ssd_order_scan`):
+            one decay a head, no step projection; it is never gated (``m0_noz``) and has init ``v1`` or ``v2`` only.
         scan_orders: in which directions the map is read, in place of the forward type's four: a name out of
             ``cross``, ``diagonal`` and ``windows``, or a list of `AxisOrder`, `IndexOrder`, `RuleOrder` or functions
             ``(h, w) → places``. Each direction has parameters of its own, in this order.
@@ -99,11 +99,6 @@ class SS2D(ScanMixer):
         if d_conv > 1 and d_conv % 2 == 0:
             raise ConfigError(f"ssm_conv {d_conv} would shrink the map; give an odd number, or one below 2 for none")
         orders = None if scan_orders is None else orders_of(scan_orders, 2)
-        if (orders is not None or share_directions) and kind.family == "m0":
-            raise ConfigError(
-                f"forward_type {forward_type!r}, Mamba-2's scan, has neither scan_orders nor share_directions; give "
-                "another, such as 'v05_noz'"
-            )
         if (orders is not None or share_directions) and kind.scan_mode != "cross2d":
             raise ConfigError(
                 f"forward_type {forward_type!r} names directions of its own ({kind.scan_mode}); with scan_orders or "
@@ -119,7 +114,7 @@ class SS2D(ScanMixer):
 
         def draw(d: int, n: int, r: int, directions: int) -> dict[str, Tensor]:
             if kind.family == "m0":
-                return init_mamba2_parameters(initialize, d, r)
+                return init_mamba2_parameters(initialize, d, r, directions)
             return init_scan_parameters(
                 initialize, d, n, r, directions,
                 dt_min=dt_min, dt_max=dt_max, dt_init=dt_init, dt_scale=dt_scale, dt_init_floor=dt_init_floor,
@@ -145,18 +140,20 @@ class SS2D(ScanMixer):
 
     def scan(self, x: Tensor) -> Tensor:
         """The scan itself: ``x (b, h, w, d) → y (b, h, w, d)``, float32 (float64 for float64 ``x``)."""
-        if self.scan_orders is not None:
-            return super().scan(x)
         kind, backend = self.forward_type, ambient(self.selective_scan_backend)
         mode = kind.scan_mode
         if kind.family == "m0":
-            A, D, dt_bias = (
-                -torch.exp(self._in_full(self.A_logs)),
-                self._in_full(self.Ds),
-                self._in_full(self.dt_projs_bias),
-            )
-            return ssd2d_scan(*self._projected(x), dt_bias, A, D, mode, backend=backend)
+            orders = MODE_ORDERS[mode] if self.scan_orders is None else self.scan_orders
+            return ssd_order_scan(*self._projected(x), *self._recurrence_of_heads(), orders, backend=backend)
+        if self.scan_orders is not None:
+            return super().scan(x)
         recurrence = self._recurrence()
         if mode == "cascade2d":
             return cascade_scan(x, self.x_proj_weight, *recurrence, backend=backend)
         return ss2d_scan(*self._projected(x), *recurrence, mode, backend=backend)
+
+    def _recurrence_of_heads(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``dt_bias (k, r)``, ``A (k, r)`` and ``D (k, r, d/r)`` of all directions of Mamba-2's scan."""
+        dt_bias, A_logs, D = map(self._in_full, (self.dt_projs_bias, self.A_logs, self.Ds))
+        k = self.directions
+        return dt_bias.expand(k, -1), -torch.exp(A_logs).expand(k, -1), D.expand(k, -1, -1)

@@ -68,8 +68,8 @@ def init_scan_parameters(
     return {"A_logs": A_logs, "Ds": Ds, "dt_projs_weight": weight, "dt_projs_bias": bias}
 
 
-def init_mamba2_parameters(mode: str, d_inner: int, heads: int) -> dict[str, Tensor]:
-    """Draw ``Ds (4, r, d/r)``, ``A_logs (4, r)`` and ``dt_projs_bias (4, r)`` of Mamba-2's scan with ``r`` heads.
+def init_mamba2_parameters(mode: str, d_inner: int, heads: int, directions: int = DIRECTIONS) -> dict[str, Tensor]:
+    """Draw ``Ds (k, r, d/r)``, ``A_logs (k, r)`` and ``dt_projs_bias (k, r)`` of Mamba-2's scan with ``r`` heads.
 
     Modes ``v1`` and ``v2`` as of `init_scan_parameters`, one decay and one step bias a head.
 
@@ -82,7 +82,7 @@ def init_mamba2_parameters(mode: str, d_inner: int, heads: int) -> dict[str, Ten
             f"Mamba-2's scan (forward type 'm0') cuts the {d_inner} channels of d_inner into dt_rank {heads} heads; "
             "give a dt_rank that divides them"
         )
-    shape = DIRECTIONS, heads
+    shape = directions, heads
     return {
         "Ds": torch.ones(*shape, d_inner // heads),
         "A_logs": torch.randn(shape) if mode == "v1" else torch.zeros(shape),

@@ -1,8 +1,16 @@
-"""Tensors in, tensors out: the selective scan, Mamba-2's scan, their 2-d forms, and the scan orders."""
+"""Tensors in, tensors out: the selective scan, Mamba-2's scan, both over maps, and the scan orders."""
 
 import vmamba.scan.work  # noqa: F401 — tells torch's counters what the operators cost
 from vmamba.kernels.interface import recorded_runs
-from vmamba.scan.any_order import AxisOrder, IndexOrder, RuleOrder, order_scan, order_scan_reference
+from vmamba.scan.any_order import (
+    AxisOrder,
+    IndexOrder,
+    RuleOrder,
+    order_scan,
+    order_scan_reference,
+    ssd_order_scan,
+    ssd_order_scan_reference,
+)
 from vmamba.scan.cascade import cascade_scan
 from vmamba.scan.dispatch import backend
 from vmamba.scan.orders import cross_merge, cross_merge_fn, cross_scan, cross_scan_fn
@@ -14,7 +22,6 @@ from vmamba.scan.reference import (
 )
 from vmamba.scan.selective_scan import selective_scan, selective_scan_fn
 from vmamba.scan.ss2d_scan import ss2d_scan
-from vmamba.scan.ssd2d_scan import ssd2d_scan
 from vmamba.scan.ssd_scan import ssd_scan
 
 __all__ = [
@@ -36,7 +43,8 @@ __all__ = [
     "selective_scan_states_reference",
     "ss2d_scan",
     "ss2d_scan_reference",
-    "ssd2d_scan",
+    "ssd_order_scan",
+    "ssd_order_scan_reference",
     "ssd_scan",
     "ssd_scan_reference",
 ]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, overload
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from vmamba import _torch
 from vmamba.errors import InputError
 from vmamba.scan import dispatch
 from vmamba.scan.selective_scan import check_same_place, savable
@@ -99,45 +103,81 @@ def ssd_scan(
     if chunk_size is not None and chunk_size < 1:
         raise InputError(f"chunk_size {chunk_size} must be at least 1, or None for what is fast")
     x, dt, A, B, C, D, dt_bias, initial_states = savable(x, dt, A, B, C, D, dt_bias, initial_states)  # type: ignore[assignment]
-    groups = (B.shape[2], x.shape[2] // B.shape[2])
-    y, last = run_grouped(
-        x.unflatten(2, groups).movedim(2, 1),
-        dt.unflatten(2, groups).movedim(2, 1),
-        A.unflatten(0, groups),
-        B.movedim(2, 1),
-        C.movedim(2, 1),
-        None if D is None else D.view(*groups, -1),
-        None if dt_bias is None else dt_bias.unflatten(0, groups),
-        dt_softplus,
-        None if initial_states is None else initial_states.unflatten(1, groups),
-        chunk_size,
-        backend,
-    )
-    y = y.movedim(1, 2).flatten(2, 3)
-    return (y, last.flatten(1, 2)) if return_final_states else y
+    b, p, groups = x.shape[0], x.shape[3], B.shape[2]
+    start = None
+    if initial_states is not None:
+        start = initial_states.unflatten(1, (groups, -1)).movedim(-1, 2).flatten(0, 1).flatten(2)  # (b·g, n, h/g·p)
+
+    def alone(t: Tensor) -> Tensor:
+        """Each group ``(b, l, g, …)`` a sequence of its own, ``(b·g, l, …)``."""
+        return t.movedim(2, 1).flatten(0, 1)
+
+    step, log_decay = steps(x, dt, A, dt_bias, dt_softplus)
+    by_head = (alone(t.unflatten(2, (groups, -1))) for t in (x, step, log_decay))
+    u, step, log_decay, B, C = (*by_head, alone(B), alone(C))
+    one_way = (t[:, :, None] for t in (step, log_decay, B, C))
+    y, last = run_ssd(u, *one_way, start=start, ends=return_final_states, chunk_size=chunk_size, backend=backend)  # type: ignore[misc]
+    y = y.unflatten(0, (b, groups)).movedim(1, 2).flatten(2, 3)
+    if D is not None:
+        y = torch.addcmul(y, (D if D.dim() == 2 else D[:, None]).to(y.dtype), x.to(y.dtype))
+    if not return_final_states:
+        return y
+    return y, last.unflatten(0, (b, groups)).unflatten(-1, (-1, p)).movedim(2, -1).flatten(1, 2)
 
 
-def run_grouped(
+def steps(x: Tensor, dt: Tensor, A: Tensor, dt_bias: Tensor | None, softplus: bool) -> tuple[Tensor, Tensor]:
+    """The steps ``(…, *heads)`` in the dtype that sums have, and the log of what they leave of a state.
+
+    ``dt (…, *heads)``, ``A, dt_bias (*heads)``.
+    """
+    dtype = sums_dtype(x)
+    dt = dt.to(dtype) if dt_bias is None else dt.to(dtype) + dt_bias.to(dtype)
+    dt = F.softplus(dt) if softplus else dt
+    return dt, dt * A.to(dtype)
+
+
+def sums_dtype(x: Tensor) -> torch.dtype:
+    """What is summed for an input ``x`` is float32, or float64 where that is."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def run_ssd(
     x: Tensor,
-    dt: Tensor,
-    A: Tensor,
+    step: Tensor,
+    log_decay: Tensor,
     B: Tensor,
     C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_softplus: bool,
-    initial_states: Tensor | None,
-    chunk_size: int | None,
+    start: Tensor | None = None,
+    *,
+    places: Tensor | None = None,
+    axes: Sequence[int] = (0,),
+    flips: Sequence[int] = (0,),
+    ends: bool = False,
+    chunk_size: int | None = None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    """`ssd_scan` of tensors that were checked and have their groups as an axis of its own, before the length.
+    """The scan of a map in several directions without its skip, of tensors that were checked.
 
-    ``x (b, g, l, m, p)``, ``dt (b, g, l, m)``, ``A (g, m)``, ``B, C (b, g, l, n)``, ``D (g, m, p)`` or ``(g, m, 1)``,
-    ``dt_bias (g, m)``, ``initial_states (b, g, m, p, n)`` → ``y (b, g, l, m, p)`` and the final states.
+    Args:
+        x: ``(b, *sizes, m, p)``.
+        step, log_decay: for each direction ``(b, *sizes, k, m)``.
+        B, C: ``(b, *sizes, k, n)``.
+        start: with one direction, states to begin with ``(b, n, m·p)``.
+        places: the places in the order of each direction ``(k, l)``, or None for nested loops.
+        axes: one direction after the other, its loops over the map's axes, the outermost first.
+        flips: as many, 1 for an axis that is read from its end, else 0; in the order of the map's axes.
+        ends: with one direction, whether the last states are wanted.
+        chunk_size, backend: as of `ssd_scan`.
+
+    Returns:
+        ``y`` like ``x``, and the last states like ``start``, or something else where they were not wanted.
     """
     name = dispatch.ambient() if backend is None else backend
     run = dispatch.BACKENDS[dispatch.choose(name, "ssd_scan", x.device.type, x.dtype)].operators
-    y, last = run.ssd_scan(x, dt, A, B, C, D, dt_bias, dt_softplus, initial_states, chunk_size)
+    dtype = sums_dtype(x)
+    tensors = (None if t is None else t.to(dtype) for t in (x, step, log_decay, B, C, start))
+    with _torch.without_autocast(x.device.type):
+        y, last = run.ssd_scan(*tensors, places, axes, flips, ends, chunk_size)
     return y, last
 
 

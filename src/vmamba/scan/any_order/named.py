@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vmamba.errors import ConfigError, nearest
 from vmamba.scan.any_order.orders import AxisOrder, IndexOrder, RuleOrder, ScanOrder
+from vmamba.scan.orders import SCAN_MODES
 
 #: What a layer takes: a name out of `NAMED_ORDERS`, or the orders one by one; a function is a `RuleOrder`'s rule.
 ScanOrders: TypeAlias = "str | Sequence[ScanOrder | Callable[..., Any]]"
@@ -72,6 +73,16 @@ NAMED_ORDERS: dict[str, Callable[[int], tuple[ScanOrder, ...]]] = {
     "cross": cross,
     "diagonal": diagonal,
     "windows": lambda ndim: windows(ndim=ndim),
+}
+
+
+#: The directions of each of VMamba's scan modes.
+MODE_ORDERS: dict[str, tuple[ScanOrder, ...]] = {
+    mode: tuple(
+        AxisOrder((1, 0) if way.by_column else (0, 1), tuple(axis for axis, flip in enumerate(way[1:]) if flip))
+        for way in directions
+    )
+    for mode, directions in SCAN_MODES.items()
 }
 
 

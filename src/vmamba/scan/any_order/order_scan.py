@@ -14,20 +14,14 @@ from torch import Tensor
 
 from vmamba.errors import InputError
 from vmamba.scan import dispatch
-from vmamba.scan.any_order.orders import AxisOrder, ScanOrder, from_sequence, places_of_all, to_sequence
-from vmamba.scan.orders import SCAN_MODES
+from vmamba.scan.any_order.named import MODE_ORDERS
+from vmamba.scan.any_order.orders import AxisOrder, ScanOrder, check_axes, from_sequence, places_of_all, to_sequence
 from vmamba.scan.reference import selective_scan_reference
 from vmamba.scan.selective_scan import check_same_place, savable
 from vmamba.scan.ss2d_scan import check_recurrence, ss2d_scan, step_projection
 
 #: Orders of 2-d maps -> the scan mode that they are.
-_MODE_OF: dict[tuple[ScanOrder, ...], str] = {
-    tuple(
-        AxisOrder((1, 0) if way.by_column else (0, 1), tuple(axis for axis, flip in enumerate(way[1:]) if flip))
-        for way in directions
-    ): mode
-    for mode, directions in SCAN_MODES.items()
-}
+_MODE_OF: dict[tuple[ScanOrder, ...], str] = {orders: mode for mode, orders in MODE_ORDERS.items()}
 
 
 def order_scan(
@@ -132,8 +126,7 @@ def _check(
     orders: tuple[ScanOrder, ...],
 ) -> None:
     check_same_place({"x": x, "x_dbl": x_dbl, "dt_weight": dt_weight, "dt_bias": dt_bias, "A": A, "D": D})
-    axes = {len(order.axes) for order in orders if isinstance(order, AxisOrder)}
-    ndim, k = x.dim() - 2, len(orders)
+    k = len(orders)
 
     def refuse(name: str, t: Tensor, want: str) -> InputError:
         return InputError(
@@ -141,9 +134,7 @@ def _check(
             f"{tuple(x_dbl.shape)}, dt_weight {tuple(dt_weight.shape)}, A {tuple(A.shape)}"
         )
 
-    if ndim < 1 or min(x.shape[1:-1]) < 1 or not axes <= {ndim}:
-        named = f" of {' or '.join(map(str, sorted(axes)))} axes" if axes else ""
-        raise refuse("x", x, f"(b, *sizes, d) with sizes ≥ 1{named}, as the orders have")
+    check_axes(x, orders, refuse)
     d = x.shape[-1]
     if k < 1 or dt_weight.dim() != 3 or dt_weight.shape[:2] != (k, d):
         raise refuse("dt_weight", dt_weight, f"(k, d, r) = ({k}, {d}, r), one for each order")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vmamba import _torch
 from vmamba.errors import ConfigError, InputError
+from vmamba.kernels.reading import Way
 
 #: From the sizes of a map's axes, one argument each, to its places in the order in which they are read.
 Rule: TypeAlias = Callable[..., "Tensor | Sequence[int]"]
@@ -143,25 +144,39 @@ class RuleOrder:
 ScanOrder: TypeAlias = "AxisOrder | IndexOrder | RuleOrder"
 
 
-def to_sequence(t: Tensor, order: ScanOrder, ndim: int) -> Tensor:
-    """Read ``t (…, *sizes)``, whose last ``ndim`` axes are the map's, in an order: ``(…, l)``."""
-    batch = t.dim() - ndim
-    if not isinstance(order, AxisOrder):
-        return t.flatten(batch).index_select(-1, places_of(order, t.shape[batch:], t.device))
-    t = t.flip([batch + axis for axis in order.flips]) if order.flips else t
-    return t.permute(*range(batch), *(batch + axis for axis in order.axes)).flatten(batch)
+def to_sequence(t: Tensor, order: ScanOrder, ndim: int, first: int | None = None) -> Tensor:
+    """Read a map's axes in an order: the ``ndim`` from ``first`` on, or the last ones, become one."""
+    first = t.dim() - ndim if first is None else first
+    return _way(order, t.shape[first : first + ndim], t.device).read(t, first)
 
 
-def from_sequence(sequence: Tensor, order: ScanOrder, sizes: Sequence[int]) -> Tensor:
-    """Put ``sequence (…, l)`` back into its places, ``(…, *sizes)``: the inverse of `to_sequence`."""
-    if not isinstance(order, AxisOrder):
-        back = torch.argsort(places_of(order, sizes, sequence.device))
-        image: Tensor = sequence.index_select(-1, back).unflatten(-1, tuple(sizes))
-        return image
-    batch = sequence.dim() - 1
-    t: Tensor = sequence.unflatten(-1, tuple(sizes[axis] for axis in order.axes))
-    t = t.permute(*range(batch), *(batch + order.axes.index(axis) for axis in range(len(sizes))))
-    return t.flip([batch + axis for axis in order.flips]) if order.flips else t
+def from_sequence(sequence: Tensor, order: ScanOrder, sizes: Sequence[int], first: int = -1) -> Tensor:
+    """Put a sequence along axis ``first`` back into its places, ``sizes``: the inverse of `to_sequence`."""
+    return _way(order, sizes, sequence.device).put(sequence, sizes, first % sequence.dim())
+
+
+def _way(order: ScanOrder, sizes: Sequence[int], device: torch.device) -> Way:
+    if isinstance(order, AxisOrder):
+        return Way(order.axes, order.flips)
+    return Way(tuple(range(len(sizes))), (), places_of(order, sizes, device))
+
+
+def check_axes(x: Tensor, orders: Sequence[ScanOrder], refuse: Callable[[str, Tensor, str], InputError]) -> None:
+    """Make sure that ``x (b, *sizes, d)`` is a map of as many axes as the orders have.
+
+    Args:
+        x: the map.
+        orders: the directions.
+        refuse: makes the error from an argument's name, itself, and what it should be.
+
+    Raises:
+        InputError: what ``refuse`` makes.
+    """
+    axes = {len(order.axes) for order in orders if isinstance(order, AxisOrder)}
+    ndim = x.dim() - 2
+    if ndim < 1 or min(x.shape[1:-1]) < 1 or not axes <= {ndim}:
+        named = f" of {' or '.join(map(str, sorted(axes)))} axes" if axes else ""
+        raise refuse("x", x, f"(b, *sizes, d) with sizes ≥ 1{named}, as the orders have")
 
 
 def places_of(order: ScanOrder, sizes: Sequence[int], device: torch.device) -> Tensor:
