@@ -9,6 +9,8 @@ from scan_cases import check
 
 import vmamba
 from vmamba.errors import BackendError, InputError
+from vmamba.kernels.ssd import by_head, by_quotients, chunks
+from vmamba.kernels.ssd.states import Sequences
 from vmamba.scan import recorded_runs, ssd_scan, ssd_scan_reference
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "dt_bias", "initial_states")
@@ -66,6 +68,19 @@ def test_float32_over_a_wide_range_of_decays(length, decay):
         check(ours, theirs, 1e-4, name)
 
 
+@pytest.mark.parametrize(
+    ("decay", "size", "form"),
+    [(1.0, 56, by_quotients), (2.0, 28, by_quotients), (4.0, 14, by_quotients), (8.0, 32, by_head)],
+)
+def test_the_stronger_decays_are_the_shorter_are_chunks(decay, size, form):
+    s, length, m, p, n = 2, 224, 3, 2, 4
+    given = (torch.ones(s, length, m, p), torch.ones(s, length, m), torch.full((s, length, m), -decay))
+    matrix = torch.ones(s, length, n)
+    with torch.no_grad():
+        cut, _, chosen = chunks._plan(Sequences(*given, matrix, matrix, None), None, False)
+    assert (cut.size, cut.chunks, cut.padding, chosen) == (size, length // size, 0, form)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_sums_are_float32(dtype):
     values = {name: value.to(dtype) for name, value in inputs().items()}
@@ -116,9 +131,9 @@ def test_second_derivatives():
     assert torch.autograd.gradgradcheck(scan, values, fast_mode=True)
 
 
-def operands(length=70, *, starts=True, dtype=torch.float32):
+def operands(length=70, *, starts=True):
     """What the operator takes: one direction, and the states of four sequences."""
-    x, dt, A, B, C, _, _, initial = inputs(length, dtype=dtype).values()
+    x, dt, A, B, C, _, _, initial = inputs(length).values()
     x, dt, A, B, C = x.unflatten(2, (2, 3))[:, :, 0], dt[..., :3].abs(), A[:3], B[:, :, :1], C[:, :, :1]
     start = initial[:, :3].movedim(-1, 1).flatten(2)
     tensors = (x, dt[:, :, None], (dt * A)[:, :, None], B, C, start if starts else None)

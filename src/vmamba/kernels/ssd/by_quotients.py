@@ -20,12 +20,12 @@ from vmamba.kernels.ssd.states import Chunks, carry
 _MOST = 40.0
 
 
-def fits(part: Chunks) -> bool:
-    """Whether its decays can be quotients."""
-    total = part.total
+def fits(total: Tensor, backwards: bool) -> bool:
+    """Whether decays can be quotients, with ``total`` as of `Chunks`."""
     if not total.numel() or total.shape[2] == 1:  # a lone position's decay has a gradient of rounding errors
         return False
-    return bool((total - part.end[:, :, None] / 2).abs().amax() <= _MOST)
+    half = total[:, :, :1] / 2 if backwards else total[:, :, -1:] / 2
+    return bool((total - half).abs().amax() <= _MOST)
 
 
 class _Pieces(NamedTuple):

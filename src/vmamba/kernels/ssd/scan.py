@@ -118,7 +118,8 @@ def _operator(
     chunk_size: int | None,
 ) -> tuple[Tensor, Tensor]:
     record(ScanRun("torch", "ssd_scan"))
-    y, last = maps.forward(x, dt, log_decay, B, C, start, places, axes, flips, ends, chunk_size)
+    with torch.no_grad():  # which it is not where nothing has gradients
+        y, last = maps.forward(x, dt, log_decay, B, C, start, places, axes, flips, ends, chunk_size)
     return y.contiguous(), last.contiguous()
 
 
@@ -146,7 +147,8 @@ def _backward_operator(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, dt, log_decay, B, C and start, empty where that is None."""
     inputs = (x, dt, log_decay, B, C, start, places, axes, flips, ends, chunk_size)
-    found = maps.gradients(dy, dlast, *inputs)
+    with torch.no_grad():
+        found = maps.gradients(dy, dlast, *inputs)
     return tuple(dy.new_empty(0) if g is None else g.contiguous() for g in found)  # type: ignore[return-value]
 
 
