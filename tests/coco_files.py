@@ -1,10 +1,20 @@
-"""Small data sets in COCO's format."""
+"""Small data sets in COCO's format, and a detector as small."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+#: Options of a very small detector, which learns from such images.
+SMALL = {
+    "dims": [8, 16, 32, 64],
+    "depths": [1, 1, 1, 1],
+    "neck": {"out_channels": 16},
+    "rpn": {"feat_channels": 16, "nms_pre": 50, "nms_pre_train": 50, "max_per_image": 20, "samples": 32},
+    "box_head": {"fc_out_channels": 32, "samples": 16, "score_threshold": 0.01},
+    "mask_head": {"conv_out_channels": 16, "num_convs": 1},
+}
 
 
 def rectangle(x, y, w, h):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from coco_files import content, write
+from coco_files import SMALL, content, write
 from distributed.launch import together
 from distributed.programs import command
 from mask_files import red_images
@@ -15,33 +15,26 @@ from mask_files import red_images
 from vmamba.cli import main
 from vmamba.train.folder.run_folder import RunFolder
 
-SMALL = {"dims": [8, 16, 16, 16], "depths": [1, 1, 1, 1]}
-DETECTOR = {
-    **SMALL,
-    "neck": {"out_channels": 8},
-    "rpn": {"feat_channels": 8, "nms_pre": 50, "nms_pre_train": 50, "max_per_image": 20, "samples": 32},
-    "box_head": {"fc_out_channels": 16, "samples": 16},
-    "mask_head": {"conv_out_channels": 8, "num_convs": 1},
-}
+BACKBONE = {"dims": [8, 16, 16, 16], "depths": [1, 1, 1, 1]}
 
 
-def segmentation(images: Path, run: Path, batch: int, *more: str) -> tuple[str, ...]:
+def segmentation(images: Path, run: Path, batch: int) -> tuple[str, ...]:
     """Of a model without batch norms, whose statistics are a process's own on CPUs; nothing is drawn but the order."""
     return (
         "train", "--task", "segmentation", "--model", "fpn_vmamba_nano",
-        "--model_options", json.dumps({**SMALL, "auxiliary_head": False, "decode_head": {"dropout_ratio": 0}}),
+        "--model_options", json.dumps({**BACKBONE, "auxiliary_head": False, "decode_head": {"dropout_ratio": 0}}),
         "--data.dataset", "masks", "--data.data_dir", str(images), "--data.image_size", "64",
         "--data.train_images", "8", "--task_options", "{scale: [1, 1], max_class_share: 1}",
         "--augmentation.hflip", "0", "--augmentation.color_jitter", "0", "--drop_path_rate", "0", "--lr", "3e-4",
-        "--batch_size", str(batch), *more, *common(run),
+        "--batch_size", str(batch), *common(run),
     )  # fmt: skip
 
 
-def detection(images: Path, run: Path, *more: str) -> tuple[str, ...]:
+def detection(images: Path, run: Path) -> tuple[str, ...]:
     return (
-        "train", "--task", "detection", "--model", "mask_rcnn_vmamba_nano", "--model_options", json.dumps(DETECTOR),
+        "train", "--task", "detection", "--model", "mask_rcnn_vmamba_nano", "--model_options", json.dumps(SMALL),
         "--data.dataset", "coco", "--data.data_dir", str(images), "--task_options", "{resize: [64, 64]}",
-        "--lr", "1e-3", "--batch_size", "1", *more, *common(run),
+        "--lr", "1e-3", "--batch_size", "1", *common(run),
     )  # fmt: skip
 
 

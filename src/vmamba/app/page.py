@@ -143,7 +143,7 @@ def build_page(models: Models, examples: Sequence[Path], most_bytes: int) -> Any
                 api_name="look" if moved is file else None,
                 api_visibility="public" if moved is file else "private",
             )
-            said.then(lambda *moved: class_map(*moved), [name, file], mapped, api_visibility="private")
+            said.then(class_map, [name, file], mapped, api_visibility="private")
         for chosen in (label, depth):
             chosen.input(class_map, [name, file, label, depth], mapped, api_visibility="private")
         seen.select(look_from, [name, file, stage], [scan, hint], api_visibility="private")

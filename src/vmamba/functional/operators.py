@@ -21,6 +21,7 @@ from vmamba import _torch
 from vmamba.errors import BackendError, InputError
 from vmamba.flops import Work, register
 from vmamba.kernels import triton
+from vmamba.kernels.gradients import no_second_derivatives
 
 
 @functools.cache
@@ -130,12 +131,11 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return *(g if need else None for g, need in zip(found, (of_x, of_weight, of_bias), strict=True)), None
 
 
-def _no_second_derivative(ctx: Any, *_: Tensor) -> None:
-    raise BackendError("the depthwise kernel has no second derivatives in compiled graphs; do not compile this part")
-
-
 depthwise3x3.register_autograd(_backward, setup_context=_keep)
-depthwise3x3_backward.register_autograd(_no_second_derivative)
+no_second_derivatives(
+    depthwise3x3_backward,
+    "the depthwise kernel has no second derivatives in compiled graphs; do not compile this part",
+)
 
 
 def _convolution(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> Work:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from vmamba.errors import BackendError
 
+#: Why the operators that stand for plain operations refuse second derivatives.
+IN_GRAPHS = 'compiled graphs of backend="torch" have no second derivatives; call it outside torch.compile'
+
 
 def differentiable(name: str, forward: Any, backward: Any, tensors: int, outputs: int = 1, constants: int = 0) -> None:
     """Register the gradients of the operator ``vmamba::name``, which returns its output and what backward starts from.
@@ -42,7 +45,7 @@ def differentiable(name: str, forward: Any, backward: Any, tensors: int, outputs
         return *given(found, inputs), *(None,) * (constants + len(ctx.options) + 1)
 
     forward.register_autograd(gradients, setup_context=setup_context)
-    backward.register_autograd(_no_second_derivative)
+    no_second_derivatives(backward, 'the compiled kernels have no second derivatives; use backend="torch"')
 
 
 def given(gradients: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
@@ -50,5 +53,25 @@ def given(gradients: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> tuple
     return tuple(None if t is None else g for g, t in zip(gradients, inputs, strict=True))
 
 
-def _no_second_derivative(ctx: Any, *_: Tensor) -> None:
-    raise BackendError('the compiled kernels have no second derivatives; use backend="torch"')
+def results(gradients: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    """The gradients as an operator returns them, empty in place of None: the inverse of `given`."""
+    return tuple(like.new_empty(0) if g is None else g.contiguous() for g in gradients)
+
+
+def fake_results(inputs: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    """What `results` gives of these inputs' gradients, but for the numbers."""
+    return tuple(like.new_empty((0,) if t is None else t.shape) for t in inputs)
+
+
+def or_zeros(dy: Tensor | None, y: Tensor) -> Tensor:
+    """The gradient of an output shaped as ``y``, zero where nothing depends on it."""
+    return torch.zeros_like(y) if dy is None else dy
+
+
+def no_second_derivatives(backward: Any, why: str = IN_GRAPHS) -> None:
+    """Let a backward operator refuse to be differentiated itself, with the reason and the mend."""
+
+    def refuse(ctx: Any, *_: Tensor) -> None:
+        raise BackendError(why)
+
+    backward.register_autograd(refuse)

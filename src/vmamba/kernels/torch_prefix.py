@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vmamba import _torch
-from vmamba.errors import BackendError, InputError
-from vmamba.kernels.gradients import given
+from vmamba.errors import InputError
+from vmamba.kernels.gradients import fake_results, given, no_second_derivatives, or_zeros, results
 from vmamba.kernels.interface import Obstacle, ScanCall, ScanRun, record
 from vmamba.kernels.linear_recurrence import MAX_EXPORTED_LENGTH, solve
 from vmamba.kernels.ssd.scan import ssd_scan as ssd_scan
@@ -133,7 +133,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
-        dy = torch.zeros_like(inputs[0]) if dy is None else dy
+        dy = or_zeros(dy, inputs[0])
         if _torch.is_counted() and not torch.is_grad_enabled():
             return given(torch.ops.vmamba.torch_scan_backward(dy, dlast, *inputs), inputs)
         return _backward(dy, dlast, *inputs)
@@ -167,8 +167,7 @@ def _scan_backward_op(
     initial: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of u, delta, A, B, C and the initial state, empty where that is None."""
-    gradients = _backward(dy, dlast, u, delta, A, B, C, initial)
-    return tuple(u.new_empty(0) if g is None else g.contiguous() for g in gradients)  # type: ignore[return-value]
+    return results(_backward(dy, dlast, u, delta, A, B, C, initial), dy)  # type: ignore[return-value]
 
 
 @_scan_op.register_fake
@@ -178,21 +177,16 @@ def _(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor
 
 @_scan_backward_op.register_fake
 def _(dy: Tensor, dlast: Tensor | None, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-    return tuple(dy.new_empty((0,) if t is None else t.shape) for t in inputs)
+    return fake_results(inputs, dy)
 
 
 def _gradients(ctx: Any, dy: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:
     inputs = ctx.saved_tensors
-    dy = torch.zeros_like(inputs[0]) if dy is None else dy
-    return given(torch.ops.vmamba.torch_scan_backward(dy, dlast, *inputs), inputs)
-
-
-def _no_second_derivative(ctx: Any, *_: Tensor) -> None:
-    raise BackendError('compiled graphs of backend="torch" have no second derivatives; call it outside torch.compile')
+    return given(torch.ops.vmamba.torch_scan_backward(or_zeros(dy, inputs[0]), dlast, *inputs), inputs)
 
 
 _scan_op.register_autograd(_gradients, setup_context=_Scan.setup_context)
-_scan_backward_op.register_autograd(_no_second_derivative)
+no_second_derivatives(_scan_backward_op)
 
 
 def _forward(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from coco_files import content, write
+from coco_files import SMALL, content, write
 from pycocotools.coco import COCO
 
 import vmamba
@@ -17,15 +17,6 @@ from vmamba.tasks.detection.task import Detection
 from vmamba.tasks.trained import load_trained
 from vmamba.train.run import train
 from vmamba.train.settings.config import TrainConfig
-
-SMALL = {
-    "dims": [8, 16, 32, 64],
-    "depths": [1, 1, 1, 1],
-    "neck": {"out_channels": 16},
-    "rpn": {"feat_channels": 16, "nms_pre": 50, "nms_pre_train": 50, "max_per_image": 20, "samples": 32},
-    "box_head": {"fc_out_channels": 32, "samples": 16, "score_threshold": 0.01},
-    "mask_head": {"conv_out_channels": 16, "num_convs": 1},
-}
 
 
 @pytest.fixture(scope="module")

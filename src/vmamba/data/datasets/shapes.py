@@ -159,13 +159,13 @@ class Shapes:
     def __getitem__(self, index: int) -> ShapesSample:
         if not 0 <= index < self.count:
             raise IndexError(f"sample {index} of {self.count}")
-        if index in self._kept:
-            return self._kept[index].sample()
-        sample = make_sample(self.part, self.seed, index, self.size)
-        if (len(self._kept) + 1) * 4 * self.size**2 <= KEPT and multiprocessing.parent_process() is None:
+        if index not in self._kept:
+            sample = make_sample(self.part, self.seed, index, self.size)
+            # Four bytes a pixel: three of the image, and the number of what is in sight.
+            if (len(self._kept) + 1) * 4 * self.size**2 > KEPT or multiprocessing.parent_process() is not None:
+                return sample
             self._kept[index] = _Kept.of(sample)
-            return self._kept[index].sample()
-        return sample
+        return self._kept[index].sample()
 
     def name(self, index: int) -> str:
         """Part and place."""

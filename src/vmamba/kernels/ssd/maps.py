@@ -1,13 +1,9 @@
-"""Mamba-2's scan of a map in several directions: read out as sequences, scanned, put back and summed in place.
-
-Here an input is ``x (b, *sizes, m, p)``, and for each of ``k`` directions ``dt, log_decay (b, *sizes, k, m)``,
-``B, C (b, *sizes, k, n)``; ``start (b, n, m·p)`` or None. A direction's loops over the map's axes are so many of
-``axes``, with a 1 in ``flips`` where an axis is read from its end; or else ``places (k, l)`` tells all of them.
-"""
+"""Mamba-2's scan of a map in several directions: read out as sequences, scanned, put back and summed in place."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,29 +17,73 @@ from vmamba.kernels.ssd.states import Sequences
 _TOGETHER = 1 << 17
 
 
-def forward(
-    x: Tensor,
-    dt: Tensor,
-    log_decay: Tensor,
-    B: Tensor,
-    C: Tensor,
-    start: Tensor | None,
-    places: Tensor | None,
-    axes: Sequence[int],
-    flips: Sequence[int],
-    ends: bool,
-    chunk_size: int | None,
-) -> tuple[Tensor, Tensor]:
-    """The scan without its skip: ``y`` like ``x`` and, where ``ends``, the last states like ``start``, else nothing.
+class MapScan(NamedTuple):
+    """What is scanned, and how: the arguments of the operators too, in their order.
 
-    States there are with one direction only.
+    Attributes:
+        x: ``(b, *sizes, m, p)``.
+        dt: step in each of the ``k`` directions ``(b, *sizes, k, m)``.
+        log_decay: the log of what a step leaves of the state, like ``dt``.
+        B, C: ``(b, *sizes, k, n)``.
+        start: states to begin with ``(b, n, m·p)``, or None for zero; with one direction only.
+        places: what each direction reads ``(k, l)``, or None where ``axes`` and ``flips`` tell.
+        axes: one direction after the other, its loops over the map's axes, the outermost first.
+        flips: as many, in the order of the map's axes; 1 for one that is read from its end.
+        ends: whether the last states are wanted; with one direction only.
+        chunk_size: positions in a chunk, or None for what is fast.
     """
-    sizes, merged, last = x.shape[1:-2], None, x
-    for ways, members in _passes(x, places, axes, flips, dt.shape[-2]):
-        u, summed = _each_way(x, ways), None
+
+    x: Tensor
+    dt: Tensor
+    log_decay: Tensor
+    B: Tensor
+    C: Tensor
+    start: Tensor | None
+    places: Tensor | None
+    axes: Sequence[int]
+    flips: Sequence[int]
+    ends: bool
+    chunk_size: int | None
+
+    @property
+    def differentiable(self) -> tuple[Tensor | None, ...]:
+        """The fields that have gradients: the first of all."""
+        return self.x, self.dt, self.log_decay, self.B, self.C, self.start
+
+    def passes(self) -> list[tuple[list[Way], list[tuple[slice, bool]]]]:
+        """In which ways the map is read out at a time; which directions are scanned of that, each whether backwards.
+
+        Where the map is large for a CPU's cache, a way at a time, for the directions that read it forth and back: no
+        copy is turned round. Elsewhere, and in graphs of exporters, there are fewer operations with all directions
+        together.
+        """
+        ndim, k, ways = self.x.dim() - 3, self.dt.shape[-2], []
+        for i in range(k):
+            own = slice(i * ndim, (i + 1) * ndim)
+            flipped = tuple(axis for axis in range(ndim) if self.flips[own][axis])
+            ways.append(Way(tuple(self.axes[own]), flipped, None if self.places is None else self.places[i]))
+        if k == 1 or self.x.device.type != "cpu" or _torch.is_exporting() or self.x.numel() <= _TOGETHER:
+            return [(ways, [(slice(None), False)])]
+        members: dict[object, tuple[list[Way], list[tuple[slice, bool]]]] = {}
+        for i, way in enumerate(ways):
+            forth, backwards = way.forth()
+            _, those = members.setdefault(forth[:2] if self.places is None else i, ([forth], []))
+            those.append((slice(i, i + 1), backwards))
+        return list(members.values())
+
+    def sequences(self, u: Tensor, ways: Sequence[Way], own: slice) -> Sequences:
+        """What some directions scan: the map ``u`` as it was read out, and their own steps, B and C."""
+        dt, log_decay, B, C = (_own_way(t[..., own, :], ways) for t in (self.dt, self.log_decay, self.B, self.C))
+        return Sequences(u, dt, log_decay, B, C, self.start)
+
+
+def forward(scan: MapScan) -> tuple[Tensor, Tensor]:
+    """The scan without its skip: ``y`` like ``x`` and, where ``ends``, the last states like ``start``, else nothing."""
+    sizes, merged, last = scan.x.shape[1:-2], None, scan.x
+    for ways, members in scan.passes():
+        u, summed = _each_way(scan.x, ways), None
         for own, backwards in members:
-            others = (_own_way(t[..., own, :], ways) for t in (dt, log_decay, B, C))
-            y, last = chunks.forward(Sequences(u, *others, start), ends, chunk_size, backwards)  # type: ignore[call-arg]
+            y, last = chunks.forward(scan.sequences(u, ways, own), scan.ends, scan.chunk_size, backwards)
             summed = y if summed is None else summed + y
         assert summed is not None
         merged = _put(summed, ways, sizes, merged)
@@ -51,31 +91,16 @@ def forward(
     return merged, last
 
 
-def gradients(
-    dy: Tensor,
-    dlast: Tensor | None,
-    x: Tensor,
-    dt: Tensor,
-    log_decay: Tensor,
-    B: Tensor,
-    C: Tensor,
-    start: Tensor | None,
-    places: Tensor | None,
-    axes: Sequence[int],
-    flips: Sequence[int],
-    ends: bool,
-    chunk_size: int | None,
-) -> tuple[Tensor | None, ...]:
+def gradients(dy: Tensor, dlast: Tensor | None, scan: MapScan) -> tuple[Tensor | None, ...]:
     """The gradients of ``sum(dy · y) + sum(dlast · last)`` for x, dt, log_decay, B, C and start."""
-    sizes, dx, dstart = x.shape[1:-2], None, None
-    of_directions = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (dt, log_decay, B, C)]
-    for ways, members in _passes(x, places, axes, flips, dt.shape[-2]):
-        u, du, summed = _each_way(x, ways), _each_way(dy, ways), None
+    sizes, dx, dstart = scan.x.shape[1:-2], None, None
+    each = (scan.dt, scan.log_decay, scan.B, scan.C)
+    of_directions = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in each]
+    for ways, members in scan.passes():
+        u, du, summed = _each_way(scan.x, ways), _each_way(dy, ways), None
         for own, backwards in members:
-            others = (_own_way(t[..., own, :], ways) for t in (dt, log_decay, B, C))
-            given = Sequences(u, *others, start)  # type: ignore[call-arg]
-            found = chunks.gradients(du, dlast, given, chunk_size, backwards)
-            of_u, *of_others, dstart = found
+            given = scan.sequences(u, ways, own)
+            of_u, *of_others, dstart = chunks.gradients(du, dlast, given, scan.chunk_size, backwards)
             assert of_u is not None
             summed = of_u if summed is None else summed + of_u
             for into, gradient in zip(of_directions, of_others, strict=True):
@@ -88,30 +113,6 @@ def gradients(
         assert summed is not None
         dx = _put(summed, ways, sizes, dx)
     return dx, *of_directions, dstart
-
-
-def _passes(
-    x: Tensor, places: Tensor | None, axes: Sequence[int], flips: Sequence[int], k: int
-) -> list[tuple[list[Way], list[tuple[slice, bool]]]]:
-    """In which ways the map is read out at a time; and which directions are scanned of that, each whether backwards.
-
-    Where the map is large for a CPU's cache, a way at a time, for the directions that read it forth and back: no copy
-    is turned round. Elsewhere, and in graphs of exporters, there are fewer operations with all directions together.
-    """
-    ndim = x.dim() - 3
-    ways = []
-    for i in range(k):
-        own = slice(i * ndim, (i + 1) * ndim)
-        flipped = tuple(axis for axis in range(ndim) if flips[own][axis])
-        ways.append(Way(tuple(axes[own]), flipped, None if places is None else places[i]))
-    if k == 1 or x.device.type != "cpu" or _torch.is_exporting() or x.numel() <= _TOGETHER:
-        return [(ways, [(slice(None), False)])]
-    members: dict[object, tuple[list[Way], list[tuple[slice, bool]]]] = {}
-    for i, way in enumerate(ways):
-        forth, backwards = way.forth()
-        _, those = members.setdefault(forth[:2] if places is None else i, ([forth], []))
-        those.append((slice(i, i + 1), backwards))
-    return list(members.values())
 
 
 def _each_way(t: Tensor, ways: Sequence[Way]) -> Tensor:
