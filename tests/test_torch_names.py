@@ -28,6 +28,7 @@ NAMES = [
     ("torch.utils._python_dispatch", "is_in_torch_dispatch_mode"),
     ("torch.nn.modules.module", "_has_any_global_hook"),
     ("torch.autograd.forward_ad", "_current_level"),
+    ("torch.utils.data.dataloader", "_MultiProcessingDataLoaderIter"),
     ("torch.compiler", "is_exporting"),
     ("torch.compiler", "_is_exporting_flag"),
 ]

@@ -7,6 +7,7 @@ when the function is called, and never ``import vmamba``. `tests/test_torch_name
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as _module
 from torch.utils import _python_dispatch
+from torch.utils.data import dataloader as _dataloader
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -29,6 +31,7 @@ _in_dispatch_mode: Callable[[], bool] | None = getattr(_python_dispatch, "is_in_
 _modes_on_stack: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _dispatch_modes: Callable[[], list[Any]] = getattr(_python_dispatch, "_get_current_dispatch_mode_stack", list)
 _any_global_hook: Callable[[], bool] | None = getattr(_module, "_has_any_global_hook", None)
+_LoaderIterator: type | None = getattr(_dataloader, "_MultiProcessingDataLoaderIter", None)
 _PLAIN = frozenset({Tensor, nn.Parameter, type(None)})
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -37,6 +40,18 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 # torch without either cannot tell an export from torch.compile: there both count as exports.
 _HAS_EXPORTING_FLAG = hasattr(torch.compiler, "_is_exporting_flag")
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
+def loading_iterators() -> list[tuple[object, list[Any]]]:
+    """Each living iterator of a ``DataLoader`` that has processes, with these (`multiprocessing.Process`)."""
+    # By type among all objects: those that one holds may be wrappers, such as generators of accelerate's.
+    found = [it for it in gc.get_objects() if type(it) is _LoaderIterator]
+    return [(it, list(getattr(it, "_workers", ()))) for it in found]
+
+
+def is_loaders_handler(handler: object) -> bool:
+    """Whether this handler of SIGCHLD is the one that ``DataLoader`` puts in place, which raises `RuntimeError`."""
+    return getattr(handler, "__module__", None) == "torch.utils.data._utils.signal_handling"
 
 
 def is_traced() -> bool:

@@ -37,6 +37,10 @@ class DataError(VMambaError):
     """A data set, image or folder that cannot be used."""
 
 
+class LoadingError(DataError):
+    """A process that loads images died; what it loaded may be fine."""
+
+
 class TrainingError(VMambaError):
     """Training that cannot go on, such as a loss that is no longer finite."""
 

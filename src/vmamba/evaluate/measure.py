@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from vmamba.data import DataConfig
+from vmamba.data.batches import batches_of
 from vmamba.data.segmentation.pairs import find_pairs
 from vmamba.errors import ConfigError, DataError
 from vmamba.evaluate.pictures import save_figure
@@ -195,7 +196,7 @@ def measure(
     loader: DataLoader[Any] = DataLoader(
         samples, batch_sampler=group.batches(count, batch_size, start), num_workers=num_workers, collate_fn=task.collate
     )
-    batches = iter(loader)
+    batches = batches_of(loader)
     with torch.inference_mode():
         for turn in range(group.rounds(count, batch_size, start)):
             batch = next(batches, None)  # the last round may not reach all

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vmamba.data import IMAGE_SUFFIXES
+from vmamba.data.batches import batches_of
 from vmamba.data.reading.arrays import ARRAY_SUFFIXES
 from vmamba.data.reading.tar_index import index_tar
 from vmamba.errors import ConfigError, DataError
@@ -184,7 +185,7 @@ def _rounds(
         num_workers=config.num_workers,
         collate_fn=list,
     )
-    batches = iter(loader)
+    batches = batches_of(loader)
     for _ in range(group.rounds(len(files), batch_size, start)):
         batch = next(batches, None)  # the last round may not reach all
         found = _Found([], []) if batch is None else _ask(config, files, batch, trained, device)

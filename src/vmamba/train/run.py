@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmamba.errors import TrainingError
+from vmamba.errors import LoadingError, TrainingError
 from vmamba.output import check_writable_folder
 from vmamba.tasks.protocol import Measurement
 from vmamba.train.accelerator import accelerator_for, from_main
@@ -97,13 +96,8 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
         except KeyboardInterrupt:
             course.interrupted()
             raise
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            said = _dead_worker(error, path)
-            # The frames hold the loader, which would raise anew, at any place, whenever another of its processes ends.
-            traceback.clear_frames(error.__traceback__)
-            raise TrainingError(said) from None
+        except LoadingError as error:
+            raise TrainingError(f"{error}. What was saved last is kept; go on with: {go_on(path)}") from error
         finally:
             course.trackers.finish()
         best = course.best
@@ -117,13 +111,6 @@ def _intention(config: TrainConfig, path: Path) -> str:
     return (
         f"{'train' if config.resume is None else 'go on training'} {config.model} on {config.data.dataset}{place}, "
         f"{config.epochs} epochs, output to {path}"
-    )
-
-
-def _dead_worker(error: RuntimeError, path: Path) -> str:
-    return (
-        f"a process that loads images is gone ({str(error).splitlines()[0]}). Mostly the memory ran out: give fewer "
-        f"num_workers. What was saved last is kept; go on with: {go_on(path)}"
     )
 
 

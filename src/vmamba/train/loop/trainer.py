@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vmamba.data.batches import batches_of
 from vmamba.errors import ConfigError, TrainingError
 from vmamba.tasks.protocol import Measurement, Subsets, Task
 from vmamba.train.accelerator import from_main
@@ -235,13 +236,13 @@ class Trainer:
         from accelerate import skip_first_batches
 
         if step == 0:
-            return iter(self.train_loader)
+            return batches_of(self.train_loader)
         if step >= self.steps_per_epoch:
             return iter(())
         rest = skip_first_batches(self.train_loader, step)
         if hasattr(self.train_loader, "_non_blocking"):  # which accelerate forgets
             rest._non_blocking = self.train_loader._non_blocking
-        return iter(rest)
+        return batches_of(rest)
 
     @property
     def look_every(self) -> int:
@@ -284,14 +285,11 @@ class Trainer:
         """A loader for one pass, of which nothing is left afterwards: no process, no entry in accelerate's lists."""
         known = self.accelerator._dataloaders  # else it keeps every loader, with its samples, until the run ends
         before = list(known)
-        batches = None
         try:
             loader = self.accelerator.prepare_data_loader(self._loader(self.task.dataset(samples), None))
-            batches = iter(loader)
-            yield batches
+            with closing(batches_of(loader)) as batches:  # ends its processes, also when the pass was broken off
+                yield batches
         finally:
-            if batches is not None:
-                batches.close()  # ends its processes, also when the pass was broken off
             known[:] = before
 
     @property
