@@ -8,6 +8,8 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import closing
+from threading import Timer
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +24,8 @@ from vmamba.errors import LoadingError
 class Numbers(Dataset[Tensor]):
     """Ten numbers; the process that is asked for ``fatal`` dies, one that is asked for ``broken`` raises."""
 
-    def __init__(self, fatal: int = -1, broken: int = -1) -> None:
-        self.fatal, self.broken = fatal, broken
+    def __init__(self, fatal: int = -1, broken: int = -1, error: type[Exception] = RuntimeError) -> None:
+        self.fatal, self.broken, self.error = fatal, broken, error
 
     def __len__(self) -> int:
         return 10
@@ -32,7 +34,7 @@ class Numbers(Dataset[Tensor]):
         if index == self.fatal:
             os.kill(os.getpid(), signal.SIGKILL)
         if index == self.broken:
-            raise RuntimeError("of the samples'")
+            raise self.error("of the samples'")
         return torch.tensor(index)
 
 
@@ -44,7 +46,7 @@ def _no_process_is_left() -> Iterator[None]:
     assert set(multiprocessing.active_children()) <= before
 
 
-def loader(processes: int, **fault: int) -> DataLoader[Tensor]:
+def loader(processes: int, **fault: Any) -> DataLoader[Tensor]:
     return DataLoader(Numbers(**fault), batch_size=2, num_workers=processes, prefetch_factor=1 if processes else None)
 
 
@@ -75,10 +77,25 @@ def test_the_next_loader_does_not_hear_of_the_last_ones() -> None:
     assert len(list(batches_of(loader(1)))) == 5
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_connection_that_breaks_before_its_process_has_ended(ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(queue: object, **_: object) -> None:
+        if ends:
+            Timer(0.1, multiprocessing.active_children()[0].kill).start()
+        raise ConnectionResetError("reset by peer")
+
+    batches = batches_of(loader(1))
+    next(batches)
+    monkeypatch.setattr("multiprocessing.queues.Queue.get", broken)
+    with pytest.raises(LoadingError if ends else ConnectionResetError, match=r"reset by peer|is killed"):
+        next(batches)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError])
 @pytest.mark.parametrize("processes", [0, 1])
-def test_other_errors_are_the_samples(processes: int) -> None:
-    with pytest.raises(RuntimeError, match="of the samples'"):
-        list(batches_of(loader(processes, broken=4)))
+def test_other_errors_are_the_samples(processes: int, error: type[Exception]) -> None:
+    with pytest.raises(error, match="of the samples'"):
+        list(batches_of(loader(processes, broken=4, error=error)))
 
 
 def test_a_process_that_dies_with_the_loaders_lock_in_its_hand() -> None:

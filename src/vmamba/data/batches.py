@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vmamba._torch import is_loaders_handler, loading_iterators
 from vmamba.errors import LoadingError
 
 Batch = TypeVar("Batch")
+
+_REPORTED_WITHIN = 1.0  # seconds
 
 
 def batches_of(loader: Iterable[Batch]) -> Generator[Batch, None, None]:
@@ -30,19 +33,36 @@ def batches_of(loader: Iterable[Batch]) -> Generator[Batch, None, None]:
                 batch = _deaths.next_of(rest)
             except StopIteration:
                 return
-            except (_Death, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+            except (_Death, RuntimeError, OSError, EOFError) as error:
+                if not _tells_of_a_death(error):
                     raise
                 _abandon_broken()
+                said = str(error).strip().splitlines() or [type(error).__name__]
                 raise LoadingError(
-                    f"a process that loads images is gone ({str(error).splitlines()[0].strip()}). Mostly the memory "
-                    "ran out: give fewer num_workers"
+                    f"a process that loads images is gone ({said[0].strip()}). Mostly the memory ran out: give fewer "
+                    "num_workers"
                 ) from None
             yield batch
     finally:
         close = getattr(rest, "close", None)
         if close is not None:
             close()
+
+
+def _tells_of_a_death(error: BaseException) -> bool:
+    if isinstance(error, _Death):
+        return True
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error)
+    # What a dying process had promised to send cannot be fetched. The system closes its connections before it reports
+    # its end, which comes a moment later. Or else the error is the samples' own.
+    loaders = _in_use()
+    end = time.monotonic() + _REPORTED_WITHIN
+    while loaders and time.monotonic() < end:
+        if any(process.exitcode for _, processes in loaders for process in processes):
+            return True
+        time.sleep(0.01)
+    return False
 
 
 #: Iterators of loaders that are never taken down; see `_abandon_broken`.
@@ -55,12 +75,16 @@ def _abandon_broken() -> None:
     Taken down, it would first take a lock that it shares with its processes: one that died holding it has left it
     locked, and the main process would wait for good.
     """
-    for iterator, processes in loading_iterators():
+    for iterator, processes in _in_use():
         if any(process.exitcode for process in processes):
             _abandoned.append(iterator)
             for process in processes:
                 process.kill()
                 process.join()
+
+
+def _in_use() -> list[tuple[object, list[Any]]]:
+    return [found for found in loading_iterators() if not any(found[0] is one for one in _abandoned)]
 
 
 class _Death(BaseException):
