@@ -76,7 +76,8 @@ bench: $(VENV)/native.stamp ## Correctness checks, error and speed of every scan
 # Its allocator is slower and keeps freed memory for a while, and Python never frees all: hence no leak check.
 SANITIZED := $(CURDIR)/build/sanitize/libvmamba_native.so
 SANITIZE_TESTS ?= \
-  tests/scan/test_oflex_selective_scan.py tests/scan/test_oflex_ss2d_scan.py tests/functional/test_cpu_kernels.py \
+  tests/scan/test_oflex_selective_scan.py tests/scan/test_oflex_ss2d_scan.py tests/scan/test_oflex_ssd_scan.py \
+  tests/functional/test_cpu_kernels.py \
   tests/inference/test_packed.py tests/kernels/test_library.py
 
 sanitize: $(VENV)/native.stamp ## Run the kernels' tests under address and undefined behaviour sanitizers (Linux, GCC)

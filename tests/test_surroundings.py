@@ -358,8 +358,8 @@ def refused(name: str, surrounding: str, backend: str | None) -> str:
         if surrounding in TRANSFORMS:
             return "has no derivatives"
         return "built in" if backend == "torch" else ""
-    if name in ("ssd_scan", "mamba2 model"):  # plain operations: they go through all of these
-        return "no kernel for Mamba-2's scan" if backend == "oflex" else ""
+    if name in ("ssd_scan", "mamba2 model") and surrounding == "double_backward":  # backward is plain operations
+        return ""
     if backend == "oflex" and surrounding in TRANSFORMS:
         return "forward-mode differentiation cannot go through its kernels"
     # Asked for after the choice was made, which is oflex where nothing else is said.

@@ -6,12 +6,14 @@
 #include "packed/product_args.h"
 #include "scan/scan_args.h"
 #include "ss2d/ss2d_args.h"
+#include "ssd/ssd_args.h"
 
 VMAMBA_ENTRY(vecmath, VecmathArgs)
 VMAMBA_ENTRY(selective_scan_forward, ScanForwardArgs)
 VMAMBA_ENTRY(selective_scan_backward, ScanBackwardArgs)
 VMAMBA_ENTRY(ss2d_forward, Ss2dForwardArgs)
 VMAMBA_ENTRY(ss2d_backward, Ss2dBackwardArgs)
+VMAMBA_ENTRY(ssd_forward, SsdForwardArgs)
 VMAMBA_ENTRY(gelu_forward, GeluForwardArgs)
 VMAMBA_ENTRY(gelu_backward, GeluBackwardArgs)
 VMAMBA_ENTRY(depthwise_forward, DepthwiseForwardArgs)
@@ -43,6 +45,7 @@ constexpr Described structs[] = {
     VMAMBA_DESCRIBED(Ss2dInputs),
     VMAMBA_DESCRIBED(Ss2dForwardArgs),
     VMAMBA_DESCRIBED(Ss2dBackwardArgs),
+    VMAMBA_DESCRIBED(SsdForwardArgs),
     VMAMBA_DESCRIBED(GeluForwardArgs),
     VMAMBA_DESCRIBED(GeluBackwardArgs),
     VMAMBA_DESCRIBED(DepthwiseInputs),

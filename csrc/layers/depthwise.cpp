@@ -101,10 +101,11 @@ static void forward_row(const DepthwiseForwardArgs& args, int64_t image, int64_t
       store_block<FULL, type>(y + j * in.channels, count, activation(value));
     });
   };
-  if (in.silu)
-    each([](Lanes x) __attribute__((always_inline)) { return silu(x); });
-  else
-    each([](Lanes x) __attribute__((always_inline)) { return x; });
+  switch (static_cast<Activation>(in.activation)) {
+    case Activation::none: return each([](Lanes x) __attribute__((always_inline)) { return x; });
+    case Activation::gelu: return each([](Lanes x) __attribute__((always_inline)) { return gelu(x, tail(x)); });
+    case Activation::silu: return each([](Lanes x) __attribute__((always_inline)) { return silu(x); });
+  }
 }
 
 // The gradient before the activation of row i into `d_row`; adds its part of the sums.
@@ -201,7 +202,7 @@ void depthwise_backward(const DepthwiseBackwardArgs& args) {
     for (int64_t task = worker; task < tasks; task += workers) {
       const int64_t image = task / slices, first = task % slices * args.task_channels;
       over_blocks(first, smaller(first + args.task_channels, in.channels), [&](int64_t channel, int count) {
-        if (in.silu)
+        if (static_cast<Activation>(in.activation) == Activation::silu)
           count == LANES ? backward_block<true, true>(args, image, channel, count, ring)
                          : backward_block<false, true>(args, image, channel, count, ring);
         else

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "entry/struct.h"
+#include "lanes/activation_args.h"
 #include "lanes/tensor.h"
 
 namespace vmamba {
@@ -10,7 +11,7 @@ constexpr int TAPS = 9;  // 3 × 3, in rows
 
 VMAMBA_STRUCT(DepthwiseInputs,
   int64_t batch, height, width, channels;
-  int64_t silu;  // whether SiLU follows
+  int64_t activation;  // what follows, as an Activation; of backward none or silu
   int64_t threads;
   Tensor x;             // (batch, height, width, channels), stride 1 over channels
   const float* weight;  // (TAPS, channels)

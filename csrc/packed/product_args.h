@@ -2,11 +2,10 @@
 #pragma once
 
 #include "entry/struct.h"
+#include "lanes/activation_args.h"
 #include "lanes/tensor.h"
 
 namespace vmamba {
-
-enum class Activation : int64_t { none = 0, gelu = 1, silu = 2 };
 
 // A weight (out, in) as `pack_matrix` lays it out: panels of two vectors of outputs (the last one of one vector where that
 // is enough), each [in][outputs]; in bfloat16 two inputs side by side, [in / 2][outputs][2]. Inputs are filled up with

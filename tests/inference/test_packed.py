@@ -23,8 +23,9 @@ from vmamba.kernels.interface import recorded_runs
 from vmamba.kernels.native import library as native
 from vmamba.kernels.native.convolution import PackedConvolution
 from vmamba.kernels.native.depthwise import forward_call, taps_of
-from vmamba.kernels.native.products import ACTIVATION_CODES, PackedMatrix, obstacle, packed_linear, packed_mlp, rounded
+from vmamba.kernels.native.products import PackedMatrix, obstacle, packed_linear, packed_mlp, rounded
 from vmamba.kernels.native.program import Immediate
+from vmamba.kernels.native.structs import ACTIVATION_CODES
 
 pytestmark = pytest.mark.skipif(native.obstacle() is not None, reason="the compiled kernels are not here")
 
@@ -162,13 +163,13 @@ def test_convolution(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("channels", [1, 16, 33])
-@pytest.mark.parametrize("silu", [False, True])
-def test_depthwise_in_16_bits(isa: str, dtype: torch.dtype, channels: int, silu: bool) -> None:
+@pytest.mark.parametrize("activation", ACTIVATION_CODES)
+def test_depthwise_in_16_bits(isa: str, dtype: torch.dtype, channels: int, activation: Any) -> None:
     x, weight, bias = numbers(2, 5, 6, channels).to(dtype), numbers(channels, 1, 3, 3), numbers(channels)
     exact = F.conv2d(x.double().permute(0, 3, 1, 2), weight.double(), bias.double(), padding=1, groups=channels)
-    exact = (F.silu(exact) if silu else exact).permute(0, 2, 3, 1)
+    exact = EXACT[activation](exact).permute(0, 2, 3, 1)
     y = torch.empty_like(x)
-    Immediate().add(forward_call(x, taps_of(weight), bias, silu, y))
+    Immediate().add(forward_call(x, taps_of(weight), bias, activation, y))
     assert_near(y, exact, {torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.float16: 1e-3}[dtype])
 
 
@@ -209,6 +210,9 @@ def images(*shape: int) -> Tensor:
         ({"downsample_version": "v1", "patchembed_version": "v1"}, 3),
         ({"downsample_version": "v2", "patch_norm": False, "posembed": True}, 3),
         ({"mlp_act_layer": "silu", "dims": [17, 34]}, 3),
+        ({"forward_type": "v2", "ssm_act_layer": "gelu"}, 3),
+        ({"forward_type": "m0_noz", "ssm_d_state": 5, "ssm_dt_rank": 4, "ssm_init": "v2"}, 3),
+        ({"forward_type": "m0_noz", "ssm_act_layer": "gelu", "dims": [8, 24], "ssm_dt_rank": 8, "ssm_init": "v2"}, 3),
         ({"ssm_ratio": 0.0}, 3),
         ({"mlp_ratio": 0.0}, 3),
         # What the packed layers do not compute stays as it is.
@@ -217,7 +221,7 @@ def images(*shape: int) -> Tensor:
         ({"forward_type": "v052dc"}, 0),
         ({"forward_type": "v05_noz_onsigmoid"}, 0),
         ({"forward_type": "v05_noz_oact"}, 0),
-        ({"ssm_act_layer": "gelu"}, 0),
+        ({"ssm_act_layer": "relu"}, 0),
         ({"ssm_conv": 5}, 0),
         ({"selective_scan_backend": "torch"}, 0),
     ],

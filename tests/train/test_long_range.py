@@ -16,10 +16,10 @@ def tensors(count, seed):
     return (images / 255 - 0.5) / 0.25, torch.from_numpy(labels)
 
 
-def learnt(images_to_see):
+def learnt(images_to_see, **options):
     """Accuracy on held-out images of a nano model after at most so many training images; stops once it is certain."""
     torch.manual_seed(1)
-    model = create_model("vmamba_nano", num_classes=2, drop_path_rate=0.0)
+    model = create_model("vmamba_nano", num_classes=2, drop_path_rate=0.0, **options)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     images, labels = tensors(images_to_see, seed=51)
     held_out, truth = tensors(HELD_OUT, seed=99)
@@ -80,8 +80,13 @@ def test_no_place_sees_both_marks_but_through_the_scan(scan, monkeypatch):
 
 
 @pytest.mark.long
-def test_a_nano_model_learns_it():
-    assert learnt(MOST) >= 0.95
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"forward_type": "m0_noz", "ssm_d_state": 16, "ssm_dt_rank": 8, "ssm_init": "v2"}],
+    ids=["Mamba", "Mamba-2"],
+)
+def test_a_nano_model_learns_it(options):
+    assert learnt(MOST, **options) >= 0.95
 
 
 @pytest.mark.long

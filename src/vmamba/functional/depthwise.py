@@ -70,7 +70,9 @@ def _with_dense_channels(t: Tensor) -> Tensor:
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
     y = x.new_empty(x.shape)
     bias = None if bias is None else bias.contiguous()
-    library.run(kernels.forward_call(_with_dense_channels(x), kernels.taps_of(weight), bias, silu, y))
+    library.run(
+        kernels.forward_call(_with_dense_channels(x), kernels.taps_of(weight), bias, "silu" if silu else "none", y)
+    )
     return y
 
 

@@ -23,7 +23,8 @@ from vmamba.inference.packed_layers import (
     activation_of,
     is_as_built,
 )
-from vmamba.kernels.native.products import Activation, obstacle
+from vmamba.kernels.native.products import obstacle
+from vmamba.kernels.native.structs import Activation
 from vmamba.layers.basic import Conv2d
 from vmamba.layers.norm import LayerNorm
 

@@ -14,17 +14,18 @@ from torch import Tensor, nn
 
 from vmamba._torch import is_plain_module
 from vmamba.inference.fold import affine_and_eps, can_fold, fold
-from vmamba.kernels.native import depthwise, library, ss2d_scan
+from vmamba.inference.packed_scan import packed_scan
+from vmamba.kernels.native import depthwise, library
 from vmamba.kernels.native.convolution import PackedConvolution
-from vmamba.kernels.native.products import Activation, PackedMatrix, affine_rows, packed_linear, packed_mlp
+from vmamba.kernels.native.products import PackedMatrix, affine_rows, packed_linear, packed_mlp
 from vmamba.kernels.native.program import Calls, Immediate, Program, memory_of
+from vmamba.kernels.native.structs import Activation
 from vmamba.layers.basic import Conv2d, DropPath, Pointwise
 from vmamba.layers.downsample import PatchMerging, merge_patches
 from vmamba.layers.mlp import Mlp
 from vmamba.layers.ss2d import SS2D
 from vmamba.layers.vss_block import VSSBlock
 from vmamba.scan.dispatch import ambient
-from vmamba.scan.orders import readings_of
 
 _SHAPES_KEPT = 2  # for which a sequence keeps its program; all of vmamba_tiny then keep 200 MB at most
 _MOST_BYTES = 24 << 20  # that one program may keep
@@ -96,7 +97,7 @@ class PackedSS2D(Recordable):
     @staticmethod
     def fits(norm: nn.Module, op: SS2D) -> bool:
         """Whether this class computes it."""
-        kind, conv = op.forward_type, op.conv2d
+        kind, conv = op.forward_type, _convolution(op)
         return (
             can_fold(norm)
             and type(op) is SS2D
@@ -108,7 +109,7 @@ class PackedSS2D(Recordable):
             and can_fold(op.out_norm)
             and not kind.out_act
             and type(op.dropout) is nn.Dropout
-            and type(op.act) is nn.SiLU
+            and activation_of(op.act) is not None
             and type(conv) is Conv2d
             and conv.is_depthwise3x3()
             and ambient(op.selective_scan_backend) in (None, "oflex")
@@ -117,13 +118,16 @@ class PackedSS2D(Recordable):
     def __init__(self, norm: nn.Module, op: SS2D, dtype: torch.dtype) -> None:
         super().__init__()
         kind = op.forward_type
-        assert isinstance(op.conv2d, Conv2d)
-        self.scan_mode, self.d_inner = kind.scan_mode, op.d_inner
+        conv, activation = _convolution(op), activation_of(op.act)
+        assert isinstance(conv, Conv2d)
+        assert activation is not None
+        self.activation: Activation = activation
+        self.d_inner = op.d_inner
         in_weight, in_bias, self.norm_eps = fold(norm, op.in_proj)
         d = op.d_inner
         self.in_proj = PackedMatrix(in_weight[:d], in_bias[:d], dtype)
         self.gate = PackedMatrix(in_weight[d:], in_bias[d:], dtype) if kind.gate else None
-        self.gate_act: Activation = "silu" if kind.gate_act else "none"
+        self.gate_act: Activation = activation if kind.gate_act else "none"
         self.affine: Tensor | None = None
         if kind.gate:  # comes between the norm and the product
             scale, shift, self.out_eps = affine_and_eps(op.out_norm, d)
@@ -134,12 +138,9 @@ class PackedSS2D(Recordable):
             self.out_proj = PackedMatrix(out_weight, out_bias, dtype)
         self.x_proj = PackedMatrix(op.x_proj_weight.flatten(0, 1), None, dtype)
         self.directions = op.x_proj_weight.shape[:2]
-        self.taps = depthwise.taps_of(op.conv2d.weight.detach())
-        self.conv_bias = None if op.conv2d.bias is None else op.conv2d.bias.detach().clone()
-        self.A = -torch.exp(op.A_logs.detach())
-        self.D, self.dt_weight, self.dt_bias = (
-            t.detach().clone() for t in (op.Ds, op.dt_projs_weight, op.dt_projs_bias)
-        )
+        self.taps = depthwise.taps_of(conv.weight.detach())
+        self.conv_bias = None if conv.bias is None else conv.bias.detach().clone()
+        self.scan = packed_scan(op)
 
     def calls(self, x: Tensor, calls: Calls) -> Tensor:
         """See `Recordable`."""
@@ -153,24 +154,18 @@ class PackedSS2D(Recordable):
             packed_linear(calls, x, self.gate, z, norm_eps=self.norm_eps, activation=self.gate_act)
             gate = z, self.affine
         v = calls.buffer("v", inner, x.dtype)
-        calls.add(depthwise.forward_call(u, self.taps, self.conv_bias, True, v))
+        calls.add(depthwise.forward_call(u, self.taps, self.conv_bias, self.activation, v))
         x_dbl = calls.buffer("x_dbl", (*x.shape[:-1], self.x_proj.outputs))
         packed_linear(calls, v, self.x_proj, x_dbl)
         y = calls.buffer("y", inner)
-        parameters = self.dt_weight, self.dt_bias, self.A, self.D
-        calls.add(
-            ss2d_scan.forward_call(
-                v,
-                x_dbl.unflatten(-1, self.directions),
-                *parameters,
-                readings_of(self.scan_mode),
-                True,
-                y,
-                None,
-                lambda size: calls.buffer("workspace", [size]),
-            )
-        )
+        self.scan(calls, v, x_dbl.unflatten(-1, self.directions), y)
         return packed_linear(calls, y, self.out_proj, calls.updated(x), norm_eps=self.out_eps, gate=gate, residual=x)
+
+
+def _convolution(op: SS2D) -> nn.Module | None:
+    """The layer's convolution; in forward type ``m0`` it is the only one of a sequence."""
+    conv = op.conv2d
+    return conv[0] if type(conv) is nn.Sequential and len(conv) == 1 else conv
 
 
 class PackedMlp(Recordable):

@@ -37,7 +37,7 @@ class Backend:
         summary: what it is.
         kernels: device type -> the module that answers for it there; ``"*"`` stands for every device.
         operators: the module whose ``selective_scan``, and ``ss2d_scan`` and ``ssd_scan`` where it has them, take the
-            checked tensors of a call.
+            checked tensors of a call. The last one is there for the devices whose ``kernels`` have it.
         transformable: whether `torch.func` and forward mode can go through it.
     """
 
@@ -64,8 +64,10 @@ class Backend:
         kernels = self.on(call.device)
         if kernels is None:
             return self.machine_obstacle(call.device)
-        if call.op == "ssd_scan" and not hasattr(self.operators, "ssd_scan"):
-            return Obstacle(f"'{self.name}' has no kernel for Mamba-2's scan", "it runs as matrix products")
+        if call.op == "ssd_scan" and not hasattr(kernels, "ssd_scan"):
+            return Obstacle(
+                f"'{self.name}' has no kernel for Mamba-2's scan on {call.device} tensors", "it runs as matrix products"
+            )
         if call.transformed and not self.transformable:
             return Obstacle(
                 "torch.func's transforms and forward-mode differentiation cannot go through its kernels",
@@ -198,9 +200,11 @@ def choose(
     gradients: bool = False,
     initial: bool = False,
     last: bool = False,
+    transformed: bool = False,
 ) -> str:
     """`choose_for` a call of which nothing else is known. A compiled graph keeps the choice made as it was traced."""
-    return choose_for(name, ScanCall(op, device, dtype, gradients=gradients, initial=initial, last=last))
+    call = ScanCall(op, device, dtype, gradients=gradients, transformed=transformed, initial=initial, last=last)
+    return choose_for(name, call)
 
 
 def choose_for(name: str | None, call: ScanCall) -> str:

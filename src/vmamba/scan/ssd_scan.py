@@ -88,8 +88,8 @@ def ssd_scan(
         return_final_states: also return the states behind the last position; they carry gradients.
         chunk_size: positions that are computed as one matrix; None for what is fast. The result depends on it by
             rounding only.
-        backend: ``"torch"``, which alone has this scan, or None for what `vmamba.backend`, the environment variable
-            or else the machine decides.
+        backend: ``"oflex"``, which has this scan on CPUs, forward; ``"torch"``; or None for what `vmamba.backend`, the
+            environment variable or else the machine decides.
 
     Returns:
         ``y (b, l, h, p)``, or ``y`` and the final states ``(b, h, p, n)``; both float32 (float64 for float64 ``x``), as
@@ -173,7 +173,10 @@ def run_ssd(
         ``y`` like ``x``, and the last states like ``start``, or something else where they were not wanted.
     """
     name = dispatch.ambient() if backend is None else backend
-    run = dispatch.BACKENDS[dispatch.choose(name, "ssd_scan", x.device.type, x.dtype)].operators
+    compiling = torch.compiler.is_compiling()
+    transformed = _torch.is_functorch_traced() if compiling else _torch.is_transformed()
+    chosen = dispatch.choose(name, "ssd_scan", x.device.type, x.dtype, transformed=transformed)
+    run = dispatch.BACKENDS[chosen].operators
     dtype = sums_dtype(x)
     tensors = (None if t is None else t.to(dtype) for t in (x, step, log_decay, B, C, start))
     with _torch.without_autocast(x.device.type):

@@ -68,6 +68,7 @@ _SCANS: tuple[tuple[str, Callable[..., Work], int], ...] = (
     ("mamba_scan", _selective_scan, 2),
     ("torch_scan", _selective_scan, 2),
     ("torch_ssd", _ssd, 2),
+    ("ssd_scan", _ssd, 2),
 )
 
 for _name, _formula, _before in _SCANS:

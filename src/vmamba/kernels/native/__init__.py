@@ -4,10 +4,10 @@ For the backend ``"oflex"`` on a CPU the package answers what `vmamba.kernels.in
 """
 
 from vmamba.kernels.interface import Obstacle, ScanCall
-from vmamba.kernels.native import library, selective_scan, ss2d_scan
+from vmamba.kernels.native import library, selective_scan, ss2d_scan, ssd_scan
 from vmamba.kernels.native.structs import DTYPE_CODES
 
-__all__ = ["DTYPE_CODES", "call_obstacle", "machine_obstacle", "selective_scan", "ss2d_scan"]
+__all__ = ["DTYPE_CODES", "call_obstacle", "machine_obstacle", "selective_scan", "ss2d_scan", "ssd_scan"]
 
 
 def machine_obstacle() -> Obstacle | None:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from vmamba.kernels.native.library import KernelCall
-from vmamba.kernels.native.products import ACTIVATION_CODES, Activation, PackedMatrix, affine_rows, rounded, share_rows
+from vmamba.kernels.native.products import PackedMatrix, affine_rows, rounded, share_rows
 from vmamba.kernels.native.program import Calls
-from vmamba.kernels.native.structs import struct, tensor
+from vmamba.kernels.native.structs import ACTIVATION_CODES, Activation, struct, tensor
 
 _GATHERED = 4  # patches that a thread gathers at once
 

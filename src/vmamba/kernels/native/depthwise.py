@@ -1,4 +1,4 @@
-"""The compiled kernels of the depthwise 3×3 convolution with SiLU (``csrc/layers/depthwise.cpp``)."""
+"""The compiled kernels of the depthwise 3×3 convolution with what follows it (``csrc/layers/depthwise.cpp``)."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor
 
 from vmamba.kernels.native import library
 from vmamba.kernels.native.library import KernelCall
-from vmamba.kernels.native.structs import pointer, struct, tensor
+from vmamba.kernels.native.structs import ACTIVATION_CODES, Activation, pointer, struct, tensor
 
 TAPS = 9
 
 
-def forward_call(x: Tensor, taps: Tensor, bias: Tensor | None, silu: bool, y: Tensor) -> KernelCall:
+def forward_call(x: Tensor, taps: Tensor, bias: Tensor | None, activation: Activation, y: Tensor) -> KernelCall:
     """Prepare the forward kernel; not for empty maps.
 
     Args:
         x: ``(b, h, w, c)``, dense over ``c``; float32, bfloat16 or float16.
         taps: the weight, ``(9, c)``, float32, see `taps_of`.
         bias: ``(c)``, dense, float32, or None.
-        silu: whether SiLU follows.
+        activation: what follows.
         y: the result, ``(b, h, w, c)``, contiguous, in the dtype of ``x``. Sums are float32.
     """
-    args = struct("DepthwiseForwardArgs", in_=_inputs(x, taps, bias, silu), y=y.data_ptr())
+    args = struct("DepthwiseForwardArgs", in_=_inputs(x, taps, bias, activation), y=y.data_ptr())
     return KernelCall("depthwise_forward", args, (x, taps, bias, y))
 
 
@@ -42,6 +42,7 @@ def backward(
     """Fill the gradients; the first arguments as `forward_call`'s, ``x`` in float32.
 
     Args:
+        silu: whether SiLU follows; else nothing does.
         dy: ``(b, h, w, c)``, dense over ``c``, float32.
         dx: ``(b, h, w, c)``, contiguous, float32.
         sums: ``(10, c)``, contiguous, float32: the gradients of the taps, then that of the bias.
@@ -55,7 +56,7 @@ def backward(
     memory = workspace(threads * 3 * width * task_channels)
     args = struct(
         "DepthwiseBackwardArgs",
-        in_=_inputs(x, taps, bias, silu),
+        in_=_inputs(x, taps, bias, "silu" if silu else "none"),
         dy=tensor(dy),
         dx=dx.data_ptr(),
         image_sums=image_sums.data_ptr(),
@@ -71,7 +72,7 @@ def taps_of(weight: Tensor) -> Tensor:
     return weight.reshape(-1, TAPS).t().contiguous()
 
 
-def _inputs(x: Tensor, taps: Tensor, bias: Tensor | None, silu: bool) -> ctypes.Structure:
+def _inputs(x: Tensor, taps: Tensor, bias: Tensor | None, activation: Activation) -> ctypes.Structure:
     batch, height, width, channels = x.shape
     return struct(
         "DepthwiseInputs",
@@ -79,7 +80,7 @@ def _inputs(x: Tensor, taps: Tensor, bias: Tensor | None, silu: bool) -> ctypes.
         height=height,
         width=width,
         channels=channels,
-        silu=silu,
+        activation=ACTIVATION_CODES[activation],
         threads=torch.get_num_threads(),
         x=tensor(x),
         weight=taps.data_ptr(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -18,11 +18,7 @@ from vmamba.errors import BackendError, ConfigError
 from vmamba.kernels.native import library
 from vmamba.kernels.native.library import KernelCall
 from vmamba.kernels.native.program import Calls
-from vmamba.kernels.native.structs import DTYPE_CODES, absent, pointer, struct, tensor
-
-Activation = Literal["none", "gelu", "silu"]
-#: How the kernels call an activation.
-ACTIVATION_CODES: dict[Activation, int] = {"none": 0, "gelu": 1, "silu": 2}
+from vmamba.kernels.native.structs import ACTIVATION_CODES, DTYPE_CODES, Activation, absent, pointer, struct, tensor
 
 _UNIT = 32  # widths are filled up to this, on every instruction set
 _BLOCK_ROWS = 112  # at most, of one task; a multiple of all tiles' heights

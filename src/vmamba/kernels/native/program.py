@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vmamba.kernels.interface import ScanRun, record
+from vmamba.kernels.interface import Operator, ScanRun, record
 from vmamba.kernels.native import library
 from vmamba.kernels.native.library import KernelCall
 
@@ -62,10 +62,15 @@ def _memory(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="cpu")
 
 
+#: The kernels that are scans, and of which operator.
+_SCANS: dict[str, Operator] = {"ss2d_forward": "ss2d_scan", "ssd_forward": "ssd_scan"}
+
+
 def _record(call: KernelCall, isa: str) -> None:
     """Tell `recorded_runs` of a call that is a scan."""
-    if call.name == "ss2d_forward":
-        record(ScanRun("oflex", "ss2d_scan", detail=isa))
+    scan = _SCANS.get(call.name)
+    if scan is not None:
+        record(ScanRun("oflex", scan, detail=isa))
 
 
 class _Reused(Immediate):

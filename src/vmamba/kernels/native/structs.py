@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import re
 import threading
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,6 +17,9 @@ from vmamba.kernels.native import library
 
 #: How the kernels call an element type.
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+Activation = Literal["none", "gelu", "silu"]
+#: How they call an activation.
+ACTIVATION_CODES: dict[Activation, int] = {"none": 0, "gelu": 1, "silu": 2}
 
 _SCALARS: dict[str, Any] = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
 _DECLARATOR = re.compile(r"(?P<pointer>\*?)\s*(?P<name>\w+)\s*(?:\[(?P<count>\d+)\])?")

@@ -11,7 +11,7 @@ from vmamba.scan.any_order.named import (
     windows,
 )
 from vmamba.scan.any_order.order_scan import order_scan, order_scan_reference
-from vmamba.scan.any_order.orders import AxisOrder, IndexOrder, RuleOrder, ScanOrder
+from vmamba.scan.any_order.orders import AxisOrder, IndexOrder, RuleOrder, ScanOrder, loops_of
 from vmamba.scan.any_order.ssd_order_scan import ssd_order_scan, ssd_order_scan_reference
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "along",
     "cross",
     "diagonal",
+    "loops_of",
     "order_scan",
     "order_scan_reference",
     "orders_of",

@@ -161,6 +161,12 @@ def _way(order: ScanOrder, sizes: Sequence[int], device: torch.device) -> Way:
     return Way(tuple(range(len(sizes))), (), places_of(order, sizes, device))
 
 
+def loops_of(orders: Sequence[AxisOrder], ndim: int) -> tuple[list[int], list[int]]:
+    """The axes of each order's loops, one order after the other, and as many flips, 1 for an axis read from its end."""
+    axes = [axis for order in orders for axis in order.axes]
+    return axes, [int(axis in order.flips) for order in orders for axis in range(ndim)]
+
+
 def check_axes(x: Tensor, orders: Sequence[ScanOrder], refuse: Callable[[str, Tensor, str], InputError]) -> None:
     """Make sure that ``x (b, *sizes, d)`` is a map of as many axes as the orders have.
 

@@ -13,6 +13,7 @@ from vmamba.scan.any_order.orders import (
     ScanOrder,
     check_axes,
     from_sequence,
+    loops_of,
     places_of_all,
     to_sequence,
 )
@@ -64,14 +65,15 @@ def ssd_order_scan(
     loops, places = [order for order in orders if isinstance(order, AxisOrder)], None
     if len(loops) < len(orders):
         loops, places = [AxisOrder(tuple(range(ndim)))] * len(orders), places_of_all(orders, sizes, x.device)
+    axes, flips = loops_of(loops, ndim)
     y, _ = run_ssd(
         u,
         *steps(x, dt, A, dt_bias, dt_softplus),
         B,
         C,
         places=places,
-        axes=[axis for order in loops for axis in order.axes],
-        flips=[int(axis in order.flips) for order in loops for axis in range(ndim)],
+        axes=axes,
+        flips=flips,
         backend=backend,
     )
     # All directions skip to the same places.
