@@ -24,7 +24,6 @@ from vmamba.train.door import config_of
         "import vmamba",
         "import vmamba.train",
         "import vmamba.train.run, vmamba.evaluate.measure",
-        "from vmamba.train.settings.config import TrainConfig",
         "from vmamba import *",
     ],
 )

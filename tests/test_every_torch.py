@@ -19,6 +19,8 @@ from vmamba.kernels.native import library
 from vmamba.train.run import TrainConfig, train
 
 BACKENDS = ["torch"] if library.obstacle() else ["oflex", "torch"]
+#: What other tests do with the newest torch, at more length.
+WITH_OLDER_TORCH = pytest.mark.long if TorchVersion(torch.__version__) < "2.12" else pytest.mark.endless
 SMALL = {"dims": [8, 16], "depths": [1, 1], "num_classes": 5}
 
 
@@ -85,14 +87,14 @@ def test_a_compiled_model_follows_the_backend_asked_for(images: Tensor) -> None:
             assert ("oflex" in {run.backend for run in runs}) == (backend == "oflex")
 
 
-@pytest.mark.long
+@WITH_OLDER_TORCH
 def test_the_default_compiler_gives_the_same(images: Tensor) -> None:
     model = small().eval()
     with torch.no_grad():
         near(torch.compile(model, fullgraph=True)(images), model(images))
 
 
-@pytest.mark.long
+@WITH_OLDER_TORCH
 @pytest.mark.parametrize("dynamic", ["", "batch,height,width"])
 def test_export(dynamic: str, tmp_path: Path) -> None:
     model = one_block() if dynamic else small()
@@ -116,7 +118,7 @@ def test_weights_go_to_a_file_and_come_back(images: Tensor, tmp_path: Path) -> N
         near(vmamba.load(tmp_path / name)(images), model(images))
 
 
-@pytest.mark.long
+@WITH_OLDER_TORCH
 def test_optimize(images: Tensor) -> None:
     model = small().eval()
     fast = vmamba.optimize(model, example=images[:1])

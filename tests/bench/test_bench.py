@@ -345,7 +345,7 @@ def test_every_combination_is_a_race(tmp_path: Path) -> None:
         assert timing["extra"]["images/s"] == pytest.approx(one["setting"]["batch"] / timing["median_ms"] * 1e3)
 
 
-@pytest.mark.long
+@pytest.mark.endless
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_engine_is_a_candidate(tmp_path: Path, dtype: str) -> None:
     compiled = ["aoti"] if dtype == "float32" else []  # takes the compiler half a minute

@@ -51,7 +51,14 @@ def pixels_of(*shape: int) -> torch.Tensor:
 
 
 # v052d3 reads in rotations and v052dc in two passes, both with a gate; vmamba_nano's own has neither gate nor n > 1.
-@pytest.mark.parametrize(("forward_type", "n"), [("v05_noz", 1), ("v052d3", 2), ("v052dc", 2)])
+@pytest.mark.parametrize(
+    ("forward_type", "n"),
+    [
+        ("v05_noz", 1),
+        pytest.param("v052d3", 2, marks=pytest.mark.endless),
+        pytest.param("v052dc", 2, marks=pytest.mark.endless),
+    ],
+)
 def test_onnx_gives_the_models_logits_at_any_size(forward_type: str, n: int, tmp_path: Path) -> None:
     size = {} if n == 1 else TINIEST  # what is between blocks is seen once
     source = weight_file(tmp_path / "w.safetensors", forward_type=forward_type, ssm_d_state=n, **size)
@@ -76,11 +83,8 @@ def test_onnx_gives_the_models_logits_at_any_size(forward_type: str, n: int, tmp
     ("to", "dynamic"),
     [
         ("onnx", ""),
-        ("onnx", EVERY),
-        ("openvino", EVERY),
-        ("torch-export", ""),
         ("torch-export", EVERY),
-        pytest.param("aoti", EVERY, marks=pytest.mark.endless),  # minutes of compiling
+        *(pytest.param(to, EVERY, marks=pytest.mark.endless) for to in ("onnx", "openvino", "aoti")),  # minutes each
     ],
 )
 def test_a_model_that_scans_as_mamba2(to: str, dynamic: str, tmp_path: Path) -> None:
@@ -130,7 +134,7 @@ def test_torch_export(make: Make, dynamic: str) -> None:
 # v052dc scans by `selective_scan`, the others by `ss2d_scan`.
 @pytest.mark.parametrize(
     ("forward_type", "dynamic", "dtype"),
-    [("v05_noz", EVERY, "float32"), ("v052dc", "", "bfloat16")],
+    [("v05_noz", EVERY, "float32"), pytest.param("v052dc", "", "bfloat16", marks=pytest.mark.endless)],
 )
 def test_aoti(forward_type: str, dynamic: str, dtype: str, tmp_path: Path) -> None:
     source = weight_file(tmp_path / "w.safetensors", **TINIEST, forward_type=forward_type, ssm_d_state=2)
@@ -164,6 +168,7 @@ assert "vmamba" not in sys.modules
 """
 
 
+@pytest.mark.endless
 def test_aoti_without_the_kernels_library(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aoti, "kernel_library", lambda: None)
     assert make("aoti")[0].error <= 1e-4

@@ -25,8 +25,8 @@ def file_of(path: Path, decoder: str) -> Path:
     return path
 
 
-#: A target each is run every time; all of them take half an hour.
-OFTEN = {("torch-export", "", "unet"), ("onnx", "batch,height,width", "upernet"), ("openvino", "", "fpn")}
+#: A target each is run every time; all of them take half an hour, those at all sizes most of it.
+OFTEN = {("torch-export", "", "unet"), ("onnx", "", "upernet"), ("openvino", "", "fpn")}
 CASES = [
     pytest.param(to, axes, decoder, marks=pytest.mark.long if (to, axes, decoder) in OFTEN else pytest.mark.endless)
     for to in ("torch-export", "onnx", "openvino")

@@ -48,9 +48,9 @@ def hold(rows: list[dict[str, Any]], most: dict[str, float], spills: dict[str, i
 @pytest.mark.parametrize(
     ("capability", "stage", "most"),
     [
-        (80, _FIRST_STAGE, {"outputs": 60, "aggregates": 43}),
+        pytest.param(80, _FIRST_STAGE, {"outputs": 60, "aggregates": 43}, marks=pytest.mark.endless),
         (90, _FIRST_STAGE, {"outputs": 57, "aggregates": 42}),
-        (90, _SECOND_STAGE, {"outputs": 45, "aggregates": 35}),
+        pytest.param(90, _SECOND_STAGE, {"outputs": 45, "aggregates": 35}, marks=pytest.mark.endless),
     ],
 )
 def test_one_state(capability: int, stage: dict[str, Any], most: dict[str, float]) -> None:
@@ -68,6 +68,7 @@ def test_one_state(capability: int, stage: dict[str, Any], most: dict[str, float
 
 
 @pytest.mark.long
+@pytest.mark.endless
 def test_float32() -> None:
     rows = compiled(90, "float32", False, **_SECOND_STAGE)
     hold(rows, {"outputs": 90, "aggregates": 80, "carry": 20}, {"outputs": 512, "aggregates": 512})

@@ -359,7 +359,10 @@ def test_without_a_gpu_nothing_of_triton_is_asked_for() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("capability", "dtype", "columns"), [(80, "bf16", 4), (90, "fp32", 4), (90, "bf16", 7)])
+@pytest.mark.parametrize(
+    ("capability", "dtype", "columns"),
+    [pytest.param(80, "bf16", 4, marks=pytest.mark.endless), (90, "fp32", 4), (90, "bf16", 7)],
+)
 def test_forward_in_registers(capability: int, dtype: str, columns: int) -> None:
     lanes = 4 if columns == 4 else 2
     found = compiled(
@@ -376,7 +379,11 @@ def test_forward_in_registers(capability: int, dtype: str, columns: int) -> None
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("capability", "dtype", "edge", "columns", "beside"),
-    [(90, "bf16", False, 4, 1), (80, "fp32", True, 4, 1), (90, "bf16", False, 7, 0)],
+    [
+        (90, "bf16", False, 4, 1),
+        pytest.param(80, "fp32", True, 4, 1, marks=pytest.mark.endless),
+        (90, "bf16", False, 7, 0),
+    ],
 )
 def test_backward_in_registers(capability: int, dtype: str, edge: bool, columns: int, beside: int) -> None:
     found = compiled(
