@@ -100,6 +100,11 @@ class UNet3D(nn.Module):
         found: list[Tensor] = self.decoder(maps)
         return found if self.decoder.deep_supervision else found[0]
 
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay must leave alone besides vectors and biases."""
+        return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
+
     def _check(self, x: Tensor) -> None:
         if torch.compiler.is_compiling() or x.dim() != 5:
             return  # the encoder says what is wrong with other axes

@@ -14,6 +14,7 @@ from vmamba.architecture.config import VSSMConfig
 from vmamba.architecture.detectors import MaskRCNNConfig
 from vmamba.architecture.segmenters import SegmenterConfig
 from vmamba.architecture.variants import VARIANTS
+from vmamba.architecture.volumes import VolumeConfig
 from vmamba.errors import CheckpointError
 from vmamba.layers.forward_type import ForwardType
 from vmamba.weights.misfits import some
@@ -69,6 +70,8 @@ def _described(config: object) -> str:
         return f"a segmenter with a {config.decode_head.type} on {_described(config.backbone)}"
     if isinstance(config, MaskRCNNConfig):
         return f"a Mask R-CNN on {_described(config.backbone)}"
+    if isinstance(config, VolumeConfig):
+        return f"a network over volumes of depths {config.depths} and dims {config.dims}"
     if isinstance(config, VSSMConfig):
         return f"a VSSM of depths {config.depths} and dims {config.dims}"
     return f"a network of {type(config).__name__}"

@@ -27,7 +27,7 @@ def list_models(pattern: str = "*", task: str | None = None) -> list[str]:
     Raises:
         ConfigError: an unknown task.
     """
-    tasks = [family.task for family in FAMILIES]
+    tasks = [family.task for family in FAMILIES if family.variants]
     if task is not None and task not in tasks:
         raise ConfigError(f"task {task!r} is unknown; legal: {', '.join(tasks)}")
     return fnmatch.filter([name for name, family in names().items() if task in (None, family.task)], pattern)
@@ -66,16 +66,17 @@ def create_model(
         CheckpointError: the weights cannot be had, or do not fit.
         OutputError: the cache cannot be written.
     """
-    return family_of(name).create(
-        name, pretrained=pretrained, key=key, num_classes=num_classes, in_chans=in_chans, **overrides
-    )
+    create = family_of(name).create
+    assert create is not None  # there is a name
+    return create(name, pretrained=pretrained, key=key, num_classes=num_classes, in_chans=in_chans, **overrides)
 
 
 def load(path: str | Path, *, key: str | None = None) -> Any:
     """Build the network that a weight file belongs to, with its weights, ready to use.
 
     A file that says its own configuration, as those of a training run do, is believed. Any other network is
-    recognised by its keys and shapes, see `recognise`: a classifier, a segmenter with a decode head, or a detector.
+    recognised by its keys and shapes, see `recognise`: a classifier, a segmenter with a decode head, or a detector. One
+    over volumes (`vmamba.UNet3D`, `vmamba.VSSM3D`) must say it.
     What it was taken for is logged to the logger ``vmamba``: a named model as information, another one as a warning
     that lists what had to be assumed.
 

@@ -16,13 +16,16 @@ from vmamba.heads.create import create_segmenter
 from vmamba.heads.mask_rcnn import MaskRCNN
 from vmamba.heads.mask_rcnn.create import create_detector
 from vmamba.heads.segmenter import build_segmenter
+from vmamba.heads.unet3d import UNet3D
 from vmamba.models.create import create_model as create_classifier
+from vmamba.models.volumes import VSSM3D
 from vmamba.models.vssm import VSSM
 from vmamba.weights.detectors import describe_detector, holds_detector
 from vmamba.weights.files import WeightFile
 from vmamba.weights.loading import describe
 from vmamba.weights.recognition import Recognised
 from vmamba.weights.segmenters import describe_segmenter, holds_segmenter
+from vmamba.weights.volumes import describe_volume, holds_volume_classifier, holds_volume_segmenter
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,12 @@ class Family:
 
     Attributes:
         task: what they are for.
-        variants: the named ones.
+        variants: the named ones; there may be none.
         holds: whether a weight file is one's.
         describe: what a weight file says that it is, or is recognised as; raises CheckpointError. Its second argument
             is what messages call the file.
         build: the network of a configuration that ``describe`` gave, with fresh weights.
-        create: a named one; takes what `vmamba.create_model` takes.
+        create: a named one; takes what `vmamba.create_model` takes. None where none is named.
     """
 
     task: str
@@ -44,7 +47,7 @@ class Family:
     holds: Callable[[WeightFile], bool]
     describe: Callable[[WeightFile, str], Recognised[Any]]
     build: Callable[[Any], nn.Module]
-    create: Callable[..., nn.Module]
+    create: Callable[..., nn.Module] | None
 
 
 #: Asked in this order whether a file is theirs. The last one takes the rest, and so explains what is wrong with it.
@@ -58,6 +61,8 @@ FAMILIES = (
         lambda config: MaskRCNN(config=config),
         create_detector,
     ),
+    Family("segmentation of volumes", {}, holds_volume_segmenter, describe_volume, UNet3D, None),
+    Family("classification of volumes", {}, holds_volume_classifier, describe_volume, VSSM3D, None),
     Family("classification", VARIANTS, lambda file: True, describe, VSSM, create_classifier),
 )
 
