@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vmamba.bench.backends import check as backends_check
 from vmamba.bench.backends import report as backends_report
-from vmamba.bench.backends.check import Check, run_checks
+from vmamba.bench.backends.check import OPERATORS, Check, run_checks
 from vmamba.bench.backends.report import Device, Report, render, run_backends
 from vmamba.errors import OutputError
 from vmamba.kernels.interface import Obstacle, ScanRun, record
@@ -34,7 +34,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 #: A size that takes no time, with odd lengths.
-SMALL = {"BATCH": 2, "CHANNELS": 5, "STATES": 3, "SIDE": 5, "RANK": 2, "_MAX_ROUNDS": 3}
+SMALL = {"BATCH": 2, "CHANNELS": 6, "STATES": 3, "SIDE": 5, "RANK": 2, "_MAX_ROUNDS": 3}
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_every_backend_and_device_has_its_row() -> None:
 def test_the_picks_are_those_of_the_registry() -> None:
     report = backends_report.backends_report()
     picks = {(pick.device, pick.op): pick.by_dtype for pick in report.picks}
-    for op in ("selective_scan", "ss2d_scan"):
+    for op in OPERATORS:
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             assert picks["cpu", op][str(dtype).removeprefix("torch.")] == choose(None, op, "cpu", dtype)
 
@@ -192,7 +192,7 @@ def test_an_environment_that_works_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("op", ["selective_scan", "ss2d_scan"])
+@pytest.mark.parametrize("op", OPERATORS)
 @pytest.mark.parametrize("name", HERE)
 def test_every_backend_here_passes_its_check(small_checks: list[Check], name: str, op: str, dtype: str) -> None:
     (check,) = [c for c in small_checks if (c.backend, c.op, c.dtype) == (name, op, dtype)]
@@ -201,6 +201,8 @@ def test_every_backend_here_passes_its_check(small_checks: list[Check], name: st
     inputs = ["u", "delta", "A", "B", "C", "D", "delta_bias"]
     if op == "ss2d_scan":
         inputs = ["x", "x_dbl", "dt_weight", "dt_bias", "A", "D"]
+    elif op == "ssd_scan":
+        inputs = ["x", "dt", "A", "B", "C", "D", "dt_bias"]
     assert list(check.errors) == ["y", *(f"d{name}" for name in inputs)]
     assert all(0 <= error <= check.tolerance for error in check.errors.values())
     # An error of exactly nothing everywhere would mean that the oracle was compared with itself.
@@ -211,7 +213,7 @@ def test_every_backend_here_passes_its_check(small_checks: list[Check], name: st
     assert check.backward_ms > 0
     assert check.forward_mib is not None
     assert check.training_mib is not None
-    output = 2 * 25 * 5 * (4 if op == "selective_scan" else 1) * 4 / 2**20
+    output = 2 * 25 * 6 * (1 if op == "ss2d_scan" else 4) * 4 / 2**20
     assert output <= check.forward_mib < check.training_mib
 
 
@@ -220,13 +222,13 @@ def test_the_full_size_passes_and_leaves_through_the_command(tmp_path: Path) -> 
     out = io.StringIO()
     assert run_backends(True, tmp_path / "report.json", Console(file=out, width=40)) == 0
     said = out.getvalue()
-    for op in ("selective_scan", "ss2d_scan"):
+    for op in OPERATORS:
         assert f"Check of {op} on cpu, {torch.get_num_threads()} threads" in said
-    assert len(re.findall(r"  ok\n", said)) == 4 * len(HERE)
+    assert len(re.findall(r"  ok\n", said)) == 2 * len(OPERATORS) * len(HERE)
     assert "…" not in said.partition("Check of")[2].partition("error:")[0]
     values = json.loads((tmp_path / "report.json").read_text())
     assert values["passed"] is True
-    assert len(values["checks"]) == 4 * len(HERE)
+    assert len(values["checks"]) == 2 * len(OPERATORS) * len(HERE)
     assert all(check["passed"] and check["forward_ms"] > 0 for check in values["checks"])
 
 

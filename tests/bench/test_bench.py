@@ -29,7 +29,7 @@ from vmamba.models import create_model
 from vmamba.scan.dispatch import BACKENDS, Backend
 
 CPU = torch.device("cpu")
-TINY = {"selective_scan": "2,2,5,3,7", "ss2d_scan": "1,3,2,5,2,3"}
+TINY = {"selective_scan": "2,2,5,3,7", "ss2d_scan": "1,3,2,5,2,3", "ssd_scan": "2,7,4,3,2,5"}
 #: Options of a model that takes no time.
 MODEL = ["--model_options", "{dims: [8, 8], depths: [1, 1]}", "--size", "16", "--rounds", "1"]
 

@@ -37,12 +37,14 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-#: First and second stage of VMamba-T at 224×224 pixels: one image, eight images; and one stage with Mamba's 16 states.
+#: First and second stage of VMamba-T at 224×224 pixels: one image, eight images; and one stage with Mamba's 16 states;
+#: of Mamba-2's scan the first stage of `vmamba_tiny_m2`.
 SHAPES = {
     "selective_scan": ("1,4,96,1,3136", "8,4,96,1,3136", "1,4,192,16,3136"),
     "ss2d_scan": ("1,56,56,96,1,6", "8,56,56,96,1,6", "1,56,56,192,16,12"),
+    "ssd_scan": ("1,3136,24,16,4,64", "8,3136,24,16,4,64"),
 }
-LETTERS = {"selective_scan": "b,k,d,n,l", "ss2d_scan": "b,h,w,d,n,r"}
+LETTERS = {"selective_scan": "b,k,d,n,l", "ss2d_scan": "b,h,w,d,n,r", "ssd_scan": "b,l,h,p,g,n"}
 LOOP = "plain loop"
 
 
@@ -63,7 +65,7 @@ class BenchScanConfig:
         output: Folder for scan.json and scan.png.
     """
 
-    op: Literal["selective_scan", "ss2d_scan"] = "selective_scan"
+    op: Literal["selective_scan", "ss2d_scan", "ssd_scan"] = "selective_scan"
     backward: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
@@ -137,7 +139,7 @@ def run_bench_scan(
     Args:
         config: the options.
         console: where the tables go.
-        shapes: ``"b,k,d,n,l"``, for ``ss2d_scan`` ``"b,h,w,d,n,r"``; the defaults are those of `SHAPES`.
+        shapes: each spelt in the operator's `LETTERS`, such as ``"1,4,96,1,3136"``; the defaults are those of `SHAPES`.
         peers: further candidates by name.
 
     Returns:
@@ -158,7 +160,7 @@ def run_bench_scan(
 
 
 def parse_shape(op: str, text: str) -> Size:
-    """The size that ``"b,k,d,n,l"`` or ``"b,h,w,d,n,r"`` spells.
+    """The size that a shape in an operator's `LETTERS` spells.
 
     Raises:
         ConfigError: it does not.
@@ -173,6 +175,11 @@ def parse_shape(op: str, text: str) -> Size:
     if op == "selective_scan":
         b, k, d, n, length = numbers
         return Size(b, k, d, n, 1, length)
+    if op == "ssd_scan":
+        b, length, heads, p, groups, n = numbers
+        if heads % groups:
+            raise ConfigError(f"--shape of {op}: {groups} groups do not divide {heads} heads, given {text!r}")
+        return Size(b, groups, heads // groups * p, n, 1, length, p)
     b, h, w, d, n, r = numbers
     return Size(b, 4, d, n, h, w, r)
 

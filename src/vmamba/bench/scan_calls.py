@@ -5,11 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vmamba.scan import selective_scan, selective_scan_reference, ss2d_scan, ss2d_scan_reference
+from vmamba.scan import (
+    selective_scan,
+    selective_scan_reference,
+    ss2d_scan,
+    ss2d_scan_reference,
+    ssd_scan,
+    ssd_scan_reference,
+)
 
 #: By the operators' argument names; results are ``y`` and the gradients ``du``, ``ddelta``, …
 Tensors = dict[str, Tensor]
@@ -17,7 +25,10 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Size:
-    """How large a call is. ``k`` is 4 for ``ss2d_scan``, and ``r`` is its alone; ``l = h·w``."""
+    """How large a call is; ``l = h·w``.
+
+    ``k`` is 4 for ``ss2d_scan``, whose rank is ``r``; for ``ssd_scan`` it is the groups, ``r`` a head's channels.
+    """
 
     b: int
     k: int
@@ -26,6 +37,14 @@ class Size:
     h: int
     w: int
     r: int = 0
+
+
+#: Operator: what runs it, its oracle, and what has the step go through softplus.
+_OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, bool]]] = {
+    "selective_scan": (selective_scan, selective_scan_reference, {"delta_softplus": True}),
+    "ss2d_scan": (ss2d_scan, ss2d_scan_reference, {"delta_softplus": True}),
+    "ssd_scan": (ssd_scan, ssd_scan_reference, {"dt_softplus": True}),
+}
 
 
 def tolerance(dtype: torch.dtype, length: int) -> float:
@@ -46,6 +65,17 @@ def make_inputs(op: str, dtype: torch.dtype, size: Size) -> Tensors:
         return torch.randn(shape, generator=generator)
 
     b, k, d, n, r, length = size.b, size.k, size.d, size.n, size.r, size.h * size.w
+    if op == "ssd_scan":
+        heads = k * d // r
+        return {
+            "x": normal(b, length, heads, r).to(dtype),
+            "dt": normal(b, length, heads).to(dtype),
+            "A": -torch.rand(heads, generator=generator) - 0.5,
+            "B": normal(b, length, k, n).to(dtype),
+            "C": normal(b, length, k, n).to(dtype),
+            "D": torch.ones(heads),
+            "dt_bias": normal(heads) - 4,
+        }
     A = -torch.rand(k * d, n, generator=generator) - 0.5
     D = torch.ones(k * d)
     bias = normal(k * d) - 4  # softplus of it: steps around 0.02
@@ -76,14 +106,17 @@ def leaves(inputs: Tensors, device: str, dtype: torch.dtype | None = None) -> Te
 
 def run_scan(op: str, inputs: Tensors, backend: str) -> Tensor:
     """The operator's output by one backend."""
-    run: Callable[..., Tensor] = selective_scan if op == "selective_scan" else ss2d_scan
-    return run(**inputs, delta_softplus=True, backend=backend)
+    run, _, softplus = _OPERATORS[op]
+    y: Tensor = run(**inputs, **softplus, backend=backend)
+    return y
 
 
 def run_loop(op: str, inputs: Tensors) -> Tensor:
     """What the operator means, from the reference recurrence: the oracle where the inputs are float64."""
-    reference: Callable[..., Tensor] = selective_scan_reference if op == "selective_scan" else ss2d_scan_reference
-    return reference(**inputs, delta_softplus=True)
+    _, reference, softplus = _OPERATORS[op]
+    found = reference(**inputs, **softplus)
+    y: Tensor = found[0] if isinstance(found, tuple) else found  # Mamba-2's gives the last states too
+    return y
 
 
 def results(y: Tensor, inputs: Tensors, y_gradient: Tensor) -> Tensors:

@@ -30,7 +30,7 @@ from vmamba.scan import recorded_runs
 from vmamba.scan.dispatch import BACKENDS
 
 #: Those that several backends have.
-OPERATORS: tuple[Operator, ...] = ("selective_scan", "ss2d_scan")
+OPERATORS: tuple[Operator, ...] = ("selective_scan", "ss2d_scan", "ssd_scan")
 DTYPES = (torch.float32, torch.bfloat16)
 
 #: 28×28 tokens, as in the second stage of a model for 224×224 pixels; channels few enough for the oracle.
