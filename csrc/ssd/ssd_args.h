@@ -7,6 +7,7 @@
 namespace vmamba {
 
 constexpr int SSD_STEPS = 4;      // positions that are computed at a time
+constexpr int SSD_MOST_CHANNELS = 64;  // of one task
 constexpr int SSD_PRODUCTS = 16;  // floats kept for them: C_i·B_j for j <= i, row by row; the others are unused
 
 // All tensors have stride 1 along their last axis; all but x are float32. There is either A or log_decay.
@@ -23,7 +24,7 @@ VMAMBA_STRUCT(SsdForwardArgs,
   // Contiguous (batch, states, heads * width), with one direction; or null:
   const float* start;
   float* last;
-  int64_t part;      // channels of one task, a multiple of 16
+  int64_t part;      // channels of one task, a multiple of 16, at most SSD_MOST_CHANNELS
   int64_t threads;
   float* products;   // batch * directions * ceil(places / 4) * 16
   float* workspace;  // threads * workspace_floats

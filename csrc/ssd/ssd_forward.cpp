@@ -1,7 +1,7 @@
 // Mamba-2's scan of a map in several directions, forward.
 //
-// As the recurrence, not as products of matrices: with VMamba's 64 states a chunk's products (56 positions, 192 channels)
-// multiply 1.6 times as often, and gain nothing from a second core where the map is small. SSD_STEPS positions are taken
+// As the recurrence, not as products of matrices: with VMamba's 64 states a chunk's products (56 positions, 96 channels)
+// multiply 1.7 times as often, and gain nothing from a second core where the map is small. SSD_STEPS positions are taken
 // at a time, so that the state is read, decayed and written once for all of them:
 //
 //   y_i = total_i (C_i · h) + sum over j <= i of (C_i · B_j) w_ij,      w_ij = δ_j x_j decay_(j+1) … decay_i
@@ -11,7 +11,7 @@
 //
 // All factors are products of decays, none a quotient: nothing over- or underflows that would not in single steps.
 // A vector of channels and a state cost 9 multiplications for 4 positions, with as many loads. At b, l, d, n, k =
-// 1, 3136, 192, 64, 4 that is 21.7 million cycles of a core with two 256-bit multipliers.
+// 1, 3136, 96, 64, 4 that is 10.8 million cycles of a core with two 256-bit multipliers.
 #include "lanes/memory.h"
 #include "lanes/parallel.h"
 #include "lanes/vecmath.h"
@@ -197,7 +197,7 @@ void scan_direction(const SsdForwardArgs& args, const Part& part, int64_t direct
           continue;
         }
         const Lanes from = some == LANES ? load_as<X>(args.x.data, x[i] + c) : load_some<X>(args.x.data, x[i] + c, 1, some);
-        skip[i] = from * D;
+        skip[i] = args.D ? from * D : Lanes{};  // what is infinite would not become 0
         input[i] = from * load(dt[i] + c);
         left[i] = load(decay[i] + c);
       }
@@ -250,7 +250,7 @@ void ssd_forward(const SsdForwardArgs& args) {
       for_states(args, part, [&](Lanes& state, int64_t at, int some) {
         state = args.start ? load_some<Dtype::float32>(args.start, at, 1, some) : Lanes{};
       });
-      with_dtype(args.x.dtype, [&](auto type) { scan_direction<64, decltype(type)::value>(args, part, direction); });
+      with_dtype(args.x.dtype, [&](auto type) { scan_direction<SSD_MOST_CHANNELS, decltype(type)::value>(args, part, direction); });
     }
     if (args.last)
       for_states(args, part, [&](Lanes& state, int64_t at, int some) {

@@ -119,6 +119,14 @@ def test_decays_of_every_strength(isa: str, decay: float) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_what_is_infinite_stays_so(isa: str) -> None:
+    scan = made(Size(1, 2, 2, 2, 3, 5))
+    scan = scan._replace(x=torch.full_like(scan.x, math.inf), B=scan.B.abs() + 1, C=scan.C.abs() + 1, dt=scan.dt + 1)
+    with native.forced_isa(isa):
+        assert (schema.ssd_scan(*scan)[0] == math.inf).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_what_is_not_finite_reaches_what_is_read_after_it(isa: str) -> None:
     scan = made(Size(1, 3, 7, 2, 3, 5), 1)
     x = scan.x.clone()

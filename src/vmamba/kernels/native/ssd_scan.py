@@ -16,7 +16,7 @@ from vmamba.kernels.reading import Way
 from vmamba.kernels.ssd.maps import MapScan
 
 _STEPS, _PRODUCTS = 4, 16  # as in csrc/ssd/ssd_args.h
-_UNIT, _MOST = 16, 64  # channels of a task: a multiple of the one, at most the other
+_UNIT, _MOST = 16, 64  # channels of a task: a multiple of the one, at most the other, as there
 _TASKS = 3  # for each thread, where there are channels for them; results do not depend on how they are cut
 
 #: Makes a float32 workspace of so many elements.
