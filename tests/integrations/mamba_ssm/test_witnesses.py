@@ -95,4 +95,4 @@ def test_mamba2_itself_beside_its_stand_in() -> None:
         assert apart.pop("same start"), name
         # Terms of the decays' gradients cancel.
         assert {what: error for what, error in apart.items() if not error <= 3 * CLOSE} == {}, name
-    assert backends == "['torch']"
+    assert backends == "['oflex']"
