@@ -13,7 +13,7 @@ import torch._dynamo.testing
 from scan_cases import check
 from torch import Tensor
 
-from vmamba.errors import BackendError
+from vmamba.errors import BackendError, InputError
 from vmamba.kernels.interface import ScanCall
 from vmamba.kernels.native import library as native
 from vmamba.kernels.ssd import maps
@@ -160,7 +160,7 @@ def test_places_tell_the_order_too() -> None:
     scan = made(SIZES[3])
     places = torch.arange(35).view(5, 7)
     read = [places.flatten(), places.T.flatten(), places.flatten().flip(0), places.T.flatten().flip(0)]
-    got = schema.ssd_scan(*scan._replace(places=torch.stack(read)))[0]
+    got = schema.ssd_scan(*scan._replace(places=torch.stack(read).int()))[0]
     torch.testing.assert_close(got, schema.ssd_scan(*scan)[0], rtol=0, atol=0)
 
 
@@ -215,3 +215,11 @@ def test_an_operator_called_by_hand_looks_at_what_it_is_given() -> None:
     scan = made(SIZES[1])
     with pytest.raises(BackendError, match="float64"):
         torch.ops.vmamba.ssd_scan(*scan._replace(dt=scan.dt.double()))
+    places = torch.arange(4, dtype=torch.int32).repeat(4, 1)
+    for wrong, said in (
+        (places + 1, r"must lie in 0 … 3, given 1 … 4"),
+        (places.long(), "must be int32"),
+        (places[:3], r"shape \(k, l\)"),
+    ):
+        with pytest.raises(InputError, match=said):
+            torch.ops.vmamba.ssd_scan(*scan._replace(places=wrong))

@@ -27,7 +27,7 @@ def forward(scan: MapScan, y: Tensor, last: Tensor | None, workspace: Workspace)
     """Fill ``y``, without the skip, and ``last``; not for empty maps.
 
     Args:
-        scan: float32 tensors in any layout.
+        scan: float32 tensors in any layout; ``places`` int32, contiguous, each a place of the map.
         y: like ``x``, contiguous.
         last: memory for the last states ``(b, n, m·p)``, contiguous, or None where they are not wanted.
         workspace: makes memory for this call.
@@ -43,7 +43,7 @@ def forward(scan: MapScan, y: Tensor, last: Tensor | None, workspace: Workspace)
     prepared = _call(
         x,
         [_rows(t, len(sizes)) for t in (scan.dt, scan.B, scan.C)],
-        None if order is None else order.int().contiguous(),
+        order,
         y,
         workspace,
         keep=(log_decay, start),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import NamedTuple
@@ -69,6 +70,19 @@ def checked(kernels: Kernels, maps: Sequence[Tensor], parameters: Sequence[Tenso
     for p in parameters:
         if p is not None and (p.dtype != full or p.device != device or p.layout != strided or not _torch.has_memory(p)):
             raise _refusal(p, device)
+
+
+def checked_places(places: Tensor, k: int, sizes: Sequence[int], device: torch.device) -> Tensor:
+    """The table of ``k`` directions, contiguous, if every number in it is a place of the map: they become addresses."""
+    count = math.prod(sizes)
+    if places.dtype != torch.int32 or places.shape != (k, count) or places.device != device:
+        raise InputError(
+            f"places must be int32 of shape (k, l) = {(k, count)} on {device}, given {places.dtype} of shape "
+            f"{tuple(places.shape)} on {places.device}"
+        )
+    if places.numel() and not 0 <= int(places.min()) <= int(places.max()) < count:
+        raise InputError(f"places must lie in 0 … {count - 1}, given {int(places.min())} … {int(places.max())}")
+    return places.contiguous()
 
 
 def _refusal(t: Tensor, device: torch.device) -> InputError | BackendError:

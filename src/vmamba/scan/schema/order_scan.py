@@ -8,9 +8,17 @@ import torch
 from torch import Tensor
 
 from vmamba import _torch
-from vmamba.errors import InputError
 from vmamba.kernels.gradients import differentiable
-from vmamba.scan.schema.kernels import as_float, checked, dense, kernels_of, kernels_on, memory_like, narrowed
+from vmamba.scan.schema.kernels import (
+    as_float,
+    checked,
+    checked_places,
+    dense,
+    kernels_of,
+    kernels_on,
+    memory_like,
+    narrowed,
+)
 from vmamba.scan.schema.run import Scan, run
 from vmamba.scan.schema.ss2d_scan import ss2d_scan_gradients, ss2d_scan_kernel
 
@@ -28,7 +36,7 @@ def _order_scan(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     checked(kernels_of(x), (x, x_dbl), (dt_weight, dt_bias, A, D))
-    places = _checked_places(places, x, dt_weight)
+    places = checked_places(places, dt_weight.shape[0], x.shape[1:3], x.device)
     y, saved = ss2d_scan_kernel(x, x_dbl, dt_weight, dt_bias, A, D, places, delta_softplus, save)
     return y, y.new_empty(0) if saved is None else saved
 
@@ -57,26 +65,13 @@ def _order_scan_backward(
     """The gradients of x, x_dbl, dt_weight, dt_bias, A and D, empty where the input is None."""
     checked(kernels_of(x), (x, x_dbl), (dt_weight, dt_bias, A, D, saved, dy))
     inputs = (x, x_dbl, dt_weight, dt_bias, A, D)
-    places = _checked_places(places, x, dt_weight)
+    places = checked_places(places, dt_weight.shape[0], x.shape[1:3], x.device)
     return ss2d_scan_gradients(dy, saved, *inputs, places, delta_softplus)  # type: ignore[return-value]
 
 
 @_order_scan_backward.register_fake
 def _(dy: Tensor, saved: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     return memory_like(inputs[:6])
-
-
-def _checked_places(places: Tensor, x: Tensor, dt_weight: Tensor) -> Tensor:
-    """The table, contiguous, if every number in it is a place of the map: they become addresses."""
-    k, count = dt_weight.shape[0], x.shape[1] * x.shape[2]
-    if places.dtype != torch.int32 or places.shape != (k, count) or places.device != x.device:
-        raise InputError(
-            f"places must be int32 of shape (k, l) = {(k, count)} on {x.device}, given {places.dtype} of shape "
-            f"{tuple(places.shape)} on {places.device}"
-        )
-    if places.numel() and not 0 <= int(places.min()) <= int(places.max()) < count:
-        raise InputError(f"places must lie in 0 … {count - 1}, given {int(places.min())} … {int(places.max())}")
-    return places.contiguous()
 
 
 _SCAN = Scan(ss2d_scan_kernel, _order_scan, ss2d_scan_gradients, _order_scan_backward)

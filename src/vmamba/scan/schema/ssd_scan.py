@@ -10,7 +10,7 @@ from vmamba.kernels import native
 from vmamba.kernels.native import library
 from vmamba.kernels.ssd.maps import MapScan
 from vmamba.kernels.ssd.scan import SsdScan
-from vmamba.scan.schema.kernels import checked, dense, of_cpu, workspace
+from vmamba.scan.schema.kernels import checked, checked_places, dense, of_cpu, workspace
 
 
 def _kernel(scan: MapScan) -> tuple[Tensor, Tensor, str]:
@@ -20,6 +20,9 @@ def _kernel(scan: MapScan) -> tuple[Tensor, Tensor, str]:
         )
     # All in float32, as parameters are.
     checked(of_cpu(), (scan.x,), scan.differentiable)
+    if scan.places is not None:
+        places = checked_places(scan.places, scan.dt.shape[-2], scan.x.shape[1:-2], scan.x.device)
+        scan = scan._replace(places=places)
     b, m, p = scan.x.shape[0], *scan.x.shape[-2:]
     y, last = dense(scan.x), scan.x.new_empty((b, scan.B.shape[-1], m * p) if scan.ends else 0)
     if not y.numel():
