@@ -7,8 +7,8 @@
 namespace vmamba {
 
 constexpr int SSD_STEPS = 4;      // positions that are computed at a time
-constexpr int SSD_MOST_CHANNELS = 64;  // of one task
 constexpr int SSD_PRODUCTS = 16;  // floats kept for them: C_i·B_j for j <= i, row by row; the others are unused
+constexpr int SSD_MOST_CHANNELS = 64;  // of one task
 
 // All tensors have stride 1 along their last axis; all but x are float32. There is either A or log_decay.
 VMAMBA_STRUCT(SsdForwardArgs,

@@ -250,7 +250,9 @@ void ssd_forward(const SsdForwardArgs& args) {
       for_states(args, part, [&](Lanes& state, int64_t at, int some) {
         state = args.start ? load_some<Dtype::float32>(args.start, at, 1, some) : Lanes{};
       });
-      with_dtype(args.x.dtype, [&](auto type) { scan_direction<SSD_MOST_CHANNELS, decltype(type)::value>(args, part, direction); });
+      with_dtype(args.x.dtype, [&](auto type) {
+        scan_direction<SSD_MOST_CHANNELS, decltype(type)::value>(args, part, direction);
+      });
     }
     if (args.last)
       for_states(args, part, [&](Lanes& state, int64_t at, int some) {
