@@ -22,10 +22,11 @@ if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
 
-@pytest.fixture
-def trainer(tmp_path: Path) -> Iterator[Trainer]:
+@pytest.fixture(params=["adamw", "muon"])
+def trainer(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Trainer]:
     config = TrainConfig(
-        model_options={"dims": [8, 16], "depths": [1, 1]},
+        optimizer=request.param,
+        model_options={"dims": [16, 32], "depths": [1, 1]},
         data=DataConfig("digits", train_images=240),
         augmentation=Augmentation((0.7, 1.0)),
         batch_size=8,

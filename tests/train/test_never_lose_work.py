@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import multiprocessing
 import os
 import random
 import shutil
@@ -39,14 +40,19 @@ from vmamba.train.signals import StopSignals
 from vmamba.train.watch import Watch
 
 
-@pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One thread and no pictures: these trainings take less than either."""
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """For all trainings that are compared, `whole` among them: sums of another number of threads round otherwise."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr("vmamba.train.course.save_figure", lambda *_: None)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than these trainings."""
+    monkeypatch.setattr("vmamba.train.course.save_figure", lambda *_: None)
 
 
 def tiny(images: Path, output: Path | None = None, **fields: Any) -> TrainConfig:
@@ -109,6 +115,41 @@ def killed_at(patch: pytest.MonkeyPatch, config: TrainConfig, update: int) -> No
 
 
 # --- inside epochs
+
+
+def test_muon_goes_on_inside_an_epoch(colour_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"dims": [16, 24], "depths": [1, 1], "patch_size": 4}
+    config = tiny(colour_images, tmp_path / "whole", optimizer="muon", model_options=options, save_every_steps=3)
+    train(config)
+    path = tmp_path / "run"
+    killed_at(monkeypatch, replace(config, output=path), 9)
+    assert any(
+        "momentum_buffer" in state for state in RunFolder(path).read_state()["engine"]["optimizer"]["state"].values()
+    )
+    train(TrainConfig(resume=path))
+    assert_same_run(tmp_path / "whole", path)
+
+
+def test_loading_processes_live_as_long_as_the_training(
+    colour_images: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+
+    def act(trainer: Trainer, *args: Any) -> Any:
+        found = plain(trainer, *args)
+        iterator = trainer.train_loader._iterator
+        seen.append([process.pid for process in iterator._workers])
+        return found
+
+    plain = Trainer.train_epoch
+    monkeypatch.setattr(Trainer, "train_epoch", act)
+    path = tmp_path / "run"
+    train(tiny(colour_images, path, num_workers=2))
+    assert len(seen) == 3
+    assert len(seen[0]) == 2
+    assert seen[0] == seen[1] == seen[2]
+    assert_same_run(whole, path)
+    assert not any(process.pid in seen[0] for process in multiprocessing.active_children())
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0)])
@@ -425,9 +466,11 @@ def test_a_guard_that_is_read_late_knows_the_update_and_its_generators(colour_im
 
 
 @pytest.mark.parametrize("leave_out", [False, True])
-def test_an_update_decided_on_the_device(colour_images: Path, leave_out: bool) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_an_update_decided_on_the_device(colour_images: Path, optimizer: str, leave_out: bool) -> None:
     """The way of a GPU, with the CPU's fused AdamW, against the way of a CPU."""
-    config = tiny(colour_images).resolved()
+    options = {"dims": [16, 24], "depths": [1, 1], "patch_size": 4}
+    config = tiny(colour_images, optimizer=optimizer, model_options=options).resolved()
     found = []
     for on_device in (False, True):
         with accelerator_for(config) as accelerator:

@@ -147,6 +147,25 @@ def test_a_data_sets_recipe_may_want_more_than_rates() -> None:
     assert "resize" not in named.task_options
 
 
+def test_the_optimizer_is_the_data_sets_unless_something_else_says_or_a_run_goes_on(tmp_path: Path) -> None:
+    fashion, digits = DataConfig("fashion-mnist"), DataConfig("digits")
+    assert TrainConfig(data=fashion).resolved().optimizer == "muon"
+    assert TrainConfig(data=digits).resolved().optimizer == "adamw"
+    assert TrainConfig(data=digits, optimizer="muon").resolved().optimizer == "muon"
+    # Its learning rate is AdamW's.
+    assert TrainConfig(recipe="laptop", data=photos(tmp_path)).resolved().optimizer == "adamw"
+    assert TrainConfig(recipe="laptop", data=fashion).resolved().optimizer == "adamw"
+    # A run of a version that had no choice has AdamW's moments.
+    run = tmp_path / "run"
+    run.mkdir()
+    RunFolder(run).write_config(TrainConfig(data=fashion, output=run).resolved())
+    path = RunFolder(run).config
+    stored = path.read_text().splitlines()
+    path.write_text("\n".join(line for line in stored if not line.startswith("optimizer:")))
+    assert "optimizer: muon" in stored
+    assert resumed_config(TrainConfig(resume=run)).resolved().optimizer == "adamw"
+
+
 def test_a_rate_as_it_is_wins_over_one_that_follows_the_batch(tmp_path: Path) -> None:
     data = photos(tmp_path)
     config = TrainConfig(recipe="vmamba_tiny_s1l8", lr=3e-4, data=data).resolved()

@@ -100,6 +100,9 @@ class FCNHeadConfig(HeadConfig):
 class UNetConfig(HeadConfig):
     """U-Net's decoder (arXiv 1505.04597), segmentation-models-pytorch's.
 
+    Its last map has few channels, and each pixel's class needs all of them: by default none is dropped, as in
+    segmentation-models-pytorch.
+
     Attributes:
         decoder_channels: of each step up, from the coarsest map to the image's own size.
         stem_channels: of the maps finer than the backbone's first, which a small stem computes from the image.
@@ -107,6 +110,7 @@ class UNetConfig(HeadConfig):
 
     type: ClassVar[str] = "UNet"
 
+    dropout_ratio: float = 0.0
     decoder_channels: tuple[int, ...] = (256, 128, 64, 32, 16)
     stem_channels: int = 32
 

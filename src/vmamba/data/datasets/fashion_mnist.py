@@ -19,8 +19,8 @@ from vmamba.errors import DataError
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
-#: Share of the 60,000 training images that is kept for validation: as many as there are test images.
-VAL_FRACTION = 1 / 6
+#: Share of the 60,000 training images that is kept for validation.
+VAL_FRACTION = 1 / 12
 
 #: Where Debian's package dataset-fashion-mnist puts the files.
 DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")
@@ -29,7 +29,7 @@ _FILES = {"train": "train", "test": "t10k"}
 
 
 def load(config: DataConfig) -> Splits:
-    """50,000 training images, 10,000 for validation split off them by class, and the 10,000 of the published test set.
+    """55,000 training images, 5,000 for validation split off them by class, and the 10,000 of the published test set.
 
     ``data_dir`` is a directory that holds the four IDX files (``train-images-idx3-ubyte`` and so on, with or without
     ``.gz``), or one that torchvision laid out. Without it: Debian's package if installed, else torchvision's

@@ -1,4 +1,4 @@
-"""How the weights are updated: AdamW, which parameters decay, and the learning-rate schedule."""
+"""How the weights are updated: by which optimizer, which parameters decay, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from vmamba.errors import ConfigError
+from vmamba.train.loop.muon import MATRICES, Muon
 from vmamba.train.settings.config import TrainConfig
 
 #: The scan's own parameters, by the last part of their names: the state's decay, the step's bias, the skip.
 SSM = ("A_logs", "dt_projs_bias", "Ds")
+
+#: Rows and columns of a matrix for Muon.
+FEWEST = 16
 
 
 def decays(name: str, parameter: Tensor, decay_ssm: bool = True) -> bool:
@@ -31,26 +35,42 @@ def decays(name: str, parameter: Tensor, decay_ssm: bool = True) -> bool:
     return not exempt and (decay_ssm or last not in SSM)
 
 
+def is_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter maps many channels to many, so that Muon updates it by an orthogonal matrix.
+
+    A linear layer's weight, a convolution's or the scan's projection, of at least `FEWEST` inputs and outputs.
+    Depthwise kernels and the scan's other parameters are tables of numbers for single channels.
+    """
+    if parameter.ndim < 2 or name.rpartition(".")[2] in (*SSM, "dt_projs_weight", "pos_embed"):
+        return False
+    rows, columns = parameter.shape[-2:] if parameter.ndim == 3 else (len(parameter), parameter[0].numel())
+    return min(rows, columns) >= FEWEST
+
+
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """The parameters that learn, in groups of one weight decay and, under layer decay, one ``lr_scale``.
 
-    Groups and their order are timm's: those without decay first, or in the order of the layers. States of optimizers
-    that were stored rely on it.
+    Groups and their order are timm's: those without decay first, or in the order of the layers; with Muon, a group's
+    matrices follow it as a group of their own. States of optimizers that were stored rely on it.
     """
     weight_decay = config.weight_decay or 0.0
-    groups: dict[object, dict[str, Any]] = {}
+    groups: dict[tuple[object, ...], dict[str, Any]] = {}
     if config.layer_decay == 1.0:
-        groups = {False: {"params": [], "weight_decay": 0.0}, True: {"params": [], "weight_decay": weight_decay}}
+        for decay in (False, True):
+            for matrices in (False, True):
+                groups[None, decay, matrices] = {"params": [], "weight_decay": weight_decay if decay else 0.0}
     for name, parameter, scale in _learning(model, config.layer_decay):
         if config.undecayed is None:
             decay = weight_decay > 0 and decays(name, parameter, config.decay_ssm)
         else:
             decay = weight_decay > 0 and not any(part in name for part in config.undecayed)
-        if scale is None:
-            group = groups[decay]
-        else:
-            made = {"lr_scale": scale, "weight_decay": weight_decay if decay else 0.0, "params": []}
-            group = groups.setdefault((scale, decay), made)
+        matrices = config.optimizer == "muon" and is_matrix(name, parameter)
+        made = {"weight_decay": weight_decay if decay else 0.0, "params": []}
+        if scale is not None:
+            made["lr_scale"] = scale
+        group = groups.setdefault((scale, decay, matrices), made)
+        if matrices:
+            group[MATRICES] = True
         group["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
 
@@ -71,13 +91,12 @@ def _learning(model: nn.Module, layer_decay: float) -> Iterator[tuple[str, nn.Pa
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (betas 0.9 and 0.999); on CPUs and CUDA devices in one pass over parameter, gradient and moments."""
+    """AdamW (betas 0.9 and 0.999), in one pass over parameter, gradient and moments where it can; or `Muon`."""
     assert config.lr is not None, "a configuration whose learning rate follows the batch: for_processes comes first"
     groups = parameter_groups(model, config)
     fused = {parameter.device.type for group in groups for parameter in group["params"]} <= {"cpu", "cuda"}
-    return torch.optim.AdamW(
-        groups, lr=config.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True if fused else None
-    )
+    kind = Muon if config.optimizer == "muon" else torch.optim.AdamW
+    return kind(groups, lr=config.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True if fused else None)
 
 
 class PolySchedule:

@@ -116,7 +116,7 @@ class Trainer:
             images = (config.batch_size or 1) * config.grad_accumulation * accelerator.num_processes
             taken = config.epoch_updates * images
         self._sampler = EpochSampler(len(self.samples), config.seed, taken)
-        loader = self._loader(self.samples, self._sampler)
+        loader = self._loader(self.samples, self._sampler, persistent=True)
 
         # Copied before accelerate wraps the model's forward.
         self.ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup) if config.ema_decay else None
@@ -140,13 +140,14 @@ class Trainer:
         with self.accelerator.local_main_process_first():
             return str(path if path.exists() else init_file(init))
 
-    def _loader(self, samples: Dataset[Any], sampler: Sampler[Any] | None) -> DataLoader[Any]:
+    def _loader(self, samples: Dataset[Any], sampler: Sampler[Any] | None, persistent: bool = False) -> DataLoader[Any]:
         workers = self.config.num_workers or 0
         return DataLoader(
             samples,
             batch_size=self.config.batch_size,
             sampler=sampler,
             num_workers=workers,
+            persistent_workers=persistent and workers > 0,
             collate_fn=self.task.collate,
             pin_memory=self.accelerator.device.type == "cuda",
             worker_init_fn=leave_signals_to_main if workers else None,

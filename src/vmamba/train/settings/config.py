@@ -44,6 +44,9 @@ class TrainConfig:
         grad_accumulation: Forward passes before each update of the weights.
         epoch_updates: Updates of the weights that make an epoch, whatever the number of images; by default as many as
             one pass takes.
+        optimizer: adamw, or muon, which updates matrices by orthogonal ones and all else as AdamW does: it learns more
+            from each image, at some more arithmetic an update; lr and weight_decay hold for both. By default adamw, on
+            the small embedded data sets muon.
         lr: Learning rate after warm-up; it then falls as schedule says.
         lr_per_1024: The same for an update of 1024 images: it is multiplied by batch_size × grad_accumulation ×
             processes / 1024. Where lr is given, that holds.
@@ -57,7 +60,7 @@ class TrainConfig:
         warmup_updates: Updates in which it does, instead of warmup_epochs.
         warmup_lr: Learning rate that it rises from; by default a hundredth of lr.
         warmup_lr_per_1024: The same for an update of 1024 images.
-        weight_decay: AdamW's, on all but vectors, biases and positions.
+        weight_decay: The optimizer's, on all but vectors, biases and positions.
         undecayed: Parts of parameters' names, such as norm: those alone are then left without weight decay, and vectors
             and biases have it too, as OpenMMLab's paramwise_cfg says.
         decay_ssm: Whether it holds for the matrices of the scan's own parameters too, A_logs and dt_projs_bias, as in
@@ -116,6 +119,7 @@ class TrainConfig:
     batch_size: int | None = None
     grad_accumulation: int = 1
     epoch_updates: int | None = None
+    optimizer: Literal["adamw", "muon"] | None = None
     lr: float | None = None
     lr_per_1024: float | None = None
     min_lr: float | None = None

@@ -79,6 +79,8 @@ def with_defaults(config: TrainConfig) -> TrainConfig:
     }
     if config.lr_per_1024 is not None:
         filled.pop("lr", None)
+    if config.optimizer is None:
+        filled["optimizer"] = "adamw"  # as of recipes that do not say, and of runs before there was a choice
     if config.min_lr is None and config.min_lr_per_1024 is None:
         filled["min_lr"] = MIN_LR
     if config.warmup_epochs is None:
@@ -94,12 +96,14 @@ def with_defaults(config: TrainConfig) -> TrainConfig:
 
 
 #: A `Recipe`'s fields that another recipe stands for as a whole.
-MORE = ("epoch_updates", "warmup_updates", "image_size", "task_options")
+MORE = ("optimizer", "epoch_updates", "warmup_updates", "image_size", "task_options")
 
 
 def _with_more(config: TrainConfig, recipe: Recipe) -> TrainConfig:
     """``config`` with those of the data set's values that hold where no recipe is named."""
     changes: dict[str, Any] = {"task_options": {**recipe.task_options, **config.task_options}}
+    if config.optimizer is None:
+        changes["optimizer"] = recipe.optimizer
     if config.epoch_updates is None:
         changes["epoch_updates"] = recipe.epoch_updates
     if config.warmup_epochs is None and config.warmup_updates is None and config.schedule in (None, recipe.schedule):

@@ -34,6 +34,7 @@ class Recipe:
     num_workers: int
     select_by: str
     schedule: Literal["cosine", "poly"] = "cosine"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     epoch_updates: int | None = None
     warmup_updates: int | None = None
     image_size: int | None = None
