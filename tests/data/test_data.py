@@ -274,7 +274,7 @@ def test_fashion_mnist_from_a_directory(tmp_path: Path, under: str, suffix: str)
     fashion_files(tmp_path / under, suffix)
     splits = load_splits(DataConfig("fashion-mnist", tmp_path))
     assert splits.test is not None
-    assert [len(splits.train), len(splits.val), len(splits.test)] == [100, 20, 20]
+    assert [len(splits.train), len(splits.val), len(splits.test)] == [110, 10, 20]
     assert splits.classes[9] == "Ankle boot"
     assert splits.train[0][0].size == (28, 28)
     random = np.random.RandomState(0)
