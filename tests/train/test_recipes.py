@@ -135,7 +135,7 @@ def test_a_data_sets_recipe_may_want_more_than_rates() -> None:
 
     shapes = of()
     assert (shapes.data.dataset, shapes.data.image_size) == ("shapes", 64)
-    assert (shapes.epoch_updates, shapes.warmup_updates) == (165, 30)
+    assert (shapes.epoch_updates, shapes.warmup_updates) == (330, 30)
     assert (shapes.task_options["loss"], shapes.task_options["class_weights"]["background"]) == ("dice", 0.1)
     own = of(data=DataConfig("shapes", image_size=96), epoch_updates=3, warmup_epochs=1, task_options={"scale": [1, 1]})
     assert (own.data.image_size, own.epoch_updates, own.warmup_epochs, own.warmup_updates) == (96, 3, 1, None)

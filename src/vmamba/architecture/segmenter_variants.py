@@ -46,6 +46,12 @@ _NANO: Mapping[str, DecodeHeadConfig] = {
     "unet": UNetConfig(decoder_channels=(64, 48, 32, 16, 8), stem_channels=8),
     "fpn": FPNConfig(pyramid_channels=64, segmentation_channels=32),
 }
+#: U-Net's narrow decoder learns late where the backbone's middle maps do not yet tell classes apart: they have the loss.
+_NANO_AUXILIARY: Mapping[str, FCNHeadConfig] = {
+    "upernet": FCNHeadConfig(channels=32),
+    "unet": FCNHeadConfig(channels=32, in_index=1, dropout_ratio=0.0),
+    "fpn": FCNHeadConfig(channels=32),
+}
 _FULL: Mapping[str, DecodeHeadConfig] = {"upernet": UPerHeadConfig(), "unet": UNetConfig(), "fpn": FPNConfig()}
 #: Upstream's segmenters: what it published, and where its configuration differs from the classifier's.
 _PUBLISHED = {
@@ -62,7 +68,7 @@ def _variant(family: str, variant: str) -> SegmenterVariant:
     nano = variant == "vmamba_nano"
     auxiliary = None
     if nano:  # under U-Net and FPN too: deep maps learn what is what far sooner with a loss of their own
-        auxiliary = FCNHeadConfig(channels=32)
+        auxiliary = _NANO_AUXILIARY[family]
     elif family == "upernet":
         auxiliary = FCNHeadConfig()
     return SegmenterVariant(

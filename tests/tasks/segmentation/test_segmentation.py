@@ -251,9 +251,9 @@ def test_a_folder_alone_is_images_and_masks(images: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.endless
-@pytest.mark.parametrize(("model", "epochs"), [("upernet_vmamba_nano", "4"), ("unet_vmamba_nano", "6")])
-def test_shapes_are_learnt_in_minutes(model: str, epochs: str, tmp_path: Path) -> None:
-    words = ["demo", "--task", "segmentation", "--model", model, "--epochs", epochs, "--device", "cpu"]
+@pytest.mark.parametrize("model", ["upernet_vmamba_nano", "unet_vmamba_nano"])
+def test_shapes_are_learnt_in_minutes(model: str, tmp_path: Path) -> None:
+    words = ["demo", "--task", "segmentation", "--model", model, "--device", "cpu"]
     assert main([*words, "--output", str(tmp_path / "demo")]) == 0
     figures = json.loads((tmp_path / "demo/eval.json").read_text())
     assert figures["miou"] >= 0.85, figures["miou"]
