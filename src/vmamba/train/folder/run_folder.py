@@ -62,7 +62,7 @@ class RunFolder(SavedStates):
 
 
 #: What held in runs of before there was a field, where its default is another.
-BEFORE: Mapping[str, Any] = {"decay_ssm": False, "schedule": "cosine"}
+BEFORE: Mapping[str, Any] = {"decay_ssm": False, "optimizer": "adamw", "schedule": "cosine"}
 
 
 def config_from_dict(values: Mapping[str, Any], source: str = "the configuration") -> TrainConfig:

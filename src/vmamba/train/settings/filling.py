@@ -80,7 +80,7 @@ def with_defaults(config: TrainConfig) -> TrainConfig:
     if config.lr_per_1024 is not None:
         filled.pop("lr", None)
     if config.optimizer is None:
-        filled["optimizer"] = "adamw"  # as of recipes that do not say, and of runs before there was a choice
+        filled["optimizer"] = "adamw"  # of recipes that do not say
     if config.min_lr is None and config.min_lr_per_1024 is None:
         filled["min_lr"] = MIN_LR
     if config.warmup_epochs is None:
