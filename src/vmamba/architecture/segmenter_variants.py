@@ -46,7 +46,7 @@ _NANO: Mapping[str, DecodeHeadConfig] = {
     "unet": UNetConfig(decoder_channels=(64, 48, 32, 16, 8), stem_channels=8),
     "fpn": FPNConfig(pyramid_channels=64, segmentation_channels=32),
 }
-#: U-Net's narrow decoder learns late where the backbone's middle maps do not yet tell classes apart: they have the loss.
+#: U-Net's narrow decoder learns late while the backbone's middle maps do not tell classes apart: they have the loss.
 _NANO_AUXILIARY: Mapping[str, FCNHeadConfig] = {
     "upernet": FCNHeadConfig(channels=32),
     "unet": FCNHeadConfig(channels=32, in_index=1, dropout_ratio=0.0),

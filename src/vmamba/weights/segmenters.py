@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -69,11 +70,13 @@ def recognise_segmenter(
 
 
 def _same_heads(one: SegmenterConfig, other: SegmenterConfig) -> bool:
-    return (one.decode_head, one.auxiliary_head, one.out_indices) == (
-        other.decode_head,
-        other.auxiliary_head,
-        other.out_indices,
-    )
+    return _traces(one) == _traces(other)
+
+
+def _traces(config: SegmenterConfig) -> tuple[object, ...]:
+    """What of the heads shows in weights: all but dropout."""
+    heads = [head and replace(head, dropout_ratio=0.0) for head in (config.decode_head, config.auxiliary_head)]
+    return (*heads, config.out_indices)
 
 
 def _decode_head(shapes: Mapping[str, tuple[int, ...]]) -> DecodeHeadConfig:
