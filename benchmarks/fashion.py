@@ -54,8 +54,9 @@ class PeerClassification(Classification):
         classes, preprocessing = list(self.classes), self.preprocessing.to_dict()
         return {"classes": json.dumps(classes), "preprocessing": json.dumps(preprocessing), "config": "{}"}
 
-    def parts(self, model: nn.Module) -> ModelParts:
-        raise NotImplementedError("nothing here is fine-tuned")
+    def parts(self, model: Any) -> ModelParts:
+        """Nothing here is fine-tuned; asked for all the same."""
+        return ModelParts(model, model, model.get_classifier())
 
 
 def epoch_seconds(config: TrainConfig, task: Classification, splits: Any) -> float:
@@ -97,7 +98,7 @@ def run(name: str, seed: int, minutes: float, folder: Path, optimizer: Any) -> N
     task, splits = kind.load(config.data, {})
     epochs = max(1, int(minutes * 60 / epoch_seconds(config, task, splits)))
     started, used = time.perf_counter(), time.process_time()
-    result = train(replace(config, epochs=epochs))
+    result = train(replace(config, epochs=epochs, warmup_epochs=min(1, epochs - 1)))
     wall, cpu = time.perf_counter() - started, time.process_time() - used
     last = evaluate(EvaluateConfig(weights=result.run_folder / "last.safetensors", split="test")).scores
     print(

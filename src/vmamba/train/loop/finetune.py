@@ -69,12 +69,14 @@ def freeze_stages(parts: ModelParts, count: int) -> None:
     Raises:
         ConfigError: the model has fewer stages.
     """
+    if count == 0:
+        return
     stages = len(parts.trunk.layers)
     if count > stages:
         raise ConfigError(f"freeze_stages={count}, but the model has {stages} stages; give 0 to {stages}")
     for module in _frozen(parts, count):
         module.requires_grad_(False)
-    if count and parts.trunk.pos_embed is not None:
+    if parts.trunk.pos_embed is not None:
         parts.trunk.pos_embed.requires_grad_(False)
 
 
