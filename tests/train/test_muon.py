@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -112,13 +113,13 @@ def test_which_parameters_are_matrices() -> None:
     assert {name for name, value in Small().named_parameters() if is_matrix(name, value)} == MATRICES
     with torch.device("meta"):
         model = create_model("vmamba_tiny_s1l8", posembed=True, imgsize=224)
-    kinds = {
-        name.rpartition("blocks.")[2].partition(".")[2] or name
-        for name, p in model.named_parameters()
-        if is_matrix(name, p)
-    }
-    inner = {kind for kind in kinds if kind.startswith(("op.", "mlp."))}
+    names = [name for name, value in model.named_parameters() if is_matrix(name, value)]
+    inner = {re.sub(r".*blocks\.\d+\.", "", name) for name in names if "blocks" in name}
     assert inner == {"op.in_proj.weight", "op.out_proj.weight", "mlp.fc1.weight", "mlp.fc2.weight", "op.x_proj_weight"}
+    assert {name for name in names if "blocks" not in name} == {
+        *(f"layers.{stage}.downsample.1.weight" for stage in range(3)),
+        *("patch_embed.0.weight", "patch_embed.5.weight", "classifier.head.weight"),
+    }
 
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])

@@ -83,6 +83,10 @@ def whole(colour_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return path
 
 
+#: Wide enough to have matrices for Muon.
+WIDER = {"dims": [16, 24], "depths": [1, 1], "patch_size": 4}
+
+
 class At:
     """Calls ``act`` before the ``count``-th update."""
 
@@ -118,8 +122,7 @@ def killed_at(patch: pytest.MonkeyPatch, config: TrainConfig, update: int) -> No
 
 
 def test_muon_goes_on_inside_an_epoch(colour_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"dims": [16, 24], "depths": [1, 1], "patch_size": 4}
-    config = tiny(colour_images, tmp_path / "whole", optimizer="muon", model_options=options, save_every_steps=3)
+    config = tiny(colour_images, tmp_path / "whole", optimizer="muon", model_options=WIDER, save_every_steps=3)
     train(config)
     path = tmp_path / "run"
     killed_at(monkeypatch, replace(config, output=path), 9)
@@ -469,8 +472,7 @@ def test_a_guard_that_is_read_late_knows_the_update_and_its_generators(colour_im
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_an_update_decided_on_the_device(colour_images: Path, optimizer: str, leave_out: bool) -> None:
     """The way of a GPU, with the CPU's fused AdamW, against the way of a CPU."""
-    options = {"dims": [16, 24], "depths": [1, 1], "patch_size": 4}
-    config = tiny(colour_images, optimizer=optimizer, model_options=options).resolved()
+    config = tiny(colour_images, optimizer=optimizer, model_options=WIDER).resolved()
     found = []
     for on_device in (False, True):
         with accelerator_for(config) as accelerator:

@@ -60,17 +60,13 @@ def recognise_segmenter(
             f"it has {some(shapes) or 'nothing'}"
         ) from error
     for name, variant in SEGMENTERS.items():
-        if variant.variant == found.name and _same_heads(variant.config, config):
+        if variant.variant == found.name and _traces(variant.config) == _traces(config):
             free = {"in_chans": config.in_chans, "posembed": config.backbone.posembed}
             if config.backbone.posembed:
                 free["imgsize"] = config.imgsize
             named = variant.config.replace(num_classes=config.num_classes, **free)
             return Recognised(named, name, found.assumed)
     return Recognised(config, None, found.assumed)
-
-
-def _same_heads(one: SegmenterConfig, other: SegmenterConfig) -> bool:
-    return _traces(one) == _traces(other)
 
 
 def _traces(config: SegmenterConfig) -> tuple[object, ...]:

@@ -80,7 +80,7 @@ class Muon(torch.optim.AdamW):
             if found is not None:
                 gradient = torch.where(found != 0, average, gradient)
             average.lerp_(gradient, 1 - self.momentum)
-            update = _matrices(gradient.lerp(average, self.momentum))
+            update = as_matrices(gradient.lerp(average, self.momentum))
             alike.setdefault(update.shape[1:], []).append((parameter, update))
         for (rows, columns), pairs in alike.items():
             updates = orthogonal(torch.cat([update for _, update in pairs]))
@@ -92,8 +92,8 @@ class Muon(torch.optim.AdamW):
                 parameter.sub_(size * part.reshape(parameter.shape).to(parameter.dtype))
 
 
-def _matrices(parameter: Tensor) -> Tensor:
-    """As a stack of matrices ``(number, rows, columns)``."""
+def as_matrices(parameter: Tensor) -> Tensor:
+    """A parameter, or what belongs to it, as a stack of matrices ``(number, rows, columns)``; see `Muon`."""
     return parameter if parameter.ndim == 3 else parameter.flatten(1)[None]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vmamba.errors import ConfigError
-from vmamba.train.loop.muon import MATRICES, Muon
+from vmamba.train.loop.muon import MATRICES, Muon, as_matrices
 from vmamba.train.settings.config import TrainConfig
 
 #: The scan's own parameters, by the last part of their names: the state's decay, the step's bias, the skip.
@@ -43,22 +43,17 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
     """
     if parameter.ndim < 2 or name.rpartition(".")[2] in (*SSM, "dt_projs_weight", "pos_embed"):
         return False
-    rows, columns = parameter.shape[-2:] if parameter.ndim == 3 else (len(parameter), parameter[0].numel())
-    return min(rows, columns) >= FEWEST
+    return min(as_matrices(parameter).shape[1:]) >= FEWEST
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """The parameters that learn, in groups of one weight decay and, under layer decay, one ``lr_scale``.
 
-    Groups and their order are timm's: those without decay first, or in the order of the layers; with Muon, a group's
-    matrices follow it as a group of their own. States of optimizers that were stored rely on it.
+    Groups and their order are timm's: those without decay first, or in the order of the layers; Muon's matrices are
+    groups of their own. States of optimizers that were stored rely on it.
     """
     weight_decay = config.weight_decay or 0.0
-    groups: dict[tuple[object, ...], dict[str, Any]] = {}
-    if config.layer_decay == 1.0:
-        for decay in (False, True):
-            for matrices in (False, True):
-                groups[None, decay, matrices] = {"params": [], "weight_decay": weight_decay if decay else 0.0}
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, parameter, scale in _learning(model, config.layer_decay):
         if config.undecayed is None:
             decay = weight_decay > 0 and decays(name, parameter, config.decay_ssm)
@@ -72,7 +67,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
         if matrices:
             group[MATRICES] = True
         group["params"].append(parameter)
-    return [group for group in groups.values() if group["params"]]
+    return [groups[key] for key in (sorted(groups) if config.layer_decay == 1.0 else groups)]
 
 
 def _learning(model: nn.Module, layer_decay: float) -> Iterator[tuple[str, nn.Parameter, float | None]]:
