@@ -20,7 +20,7 @@ ROOT = Path(str(SPEC.origin)).parent
 #: From the ground up. Packages on one floor do not know each other.
 FLOORS: list[set[str]] = [
     {"version", "errors"},
-    {"_torch", "output", "device", "given", "flops"},
+    {"_torch", "output", "device", "given", "typed", "flops"},
     {"kernels"},
     {"scan"},
     {"functional", "ops"},

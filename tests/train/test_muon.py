@@ -8,6 +8,8 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor, nn
@@ -44,28 +46,78 @@ class Small(nn.Module):
 MATRICES = {"linear.weight", "conv.weight", "x_proj_weight"}
 
 
+#: Found again by `best_quintic`.
+QUINTICS = (
+    (8.3837, -24.7659, 18.3571),
+    (4.0434, -3.0114, 0.5695),
+    (3.5056, -2.6267, 0.5257),
+    (2.4901, -1.8343, 0.4368),
+)
+
+
 def by_the_paper(gradients: list[Tensor], start: Tensor, lr: float, decay: float) -> Tensor:
-    """arXiv 2502.16982, §2, with the post's momentum, in plain loops and float64; ``start`` is one matrix."""
+    """arXiv 2502.16982, §2, with the post's momentum and arXiv 2505.16932's steps, in plain loops and float64.
+
+    ``start`` is one matrix.
+    """
     weight, average = start.double(), torch.zeros_like(start, dtype=torch.float64)
     for gradient in gradients:
         average = 0.95 * average + 0.05 * gradient.double()
         x = 0.05 * gradient.double() + 0.95 * average
         x = x / x.norm()
-        for _ in range(5):
-            x = 3.4445 * x - 4.7750 * x @ x.T @ x + 2.0315 * x @ x.T @ x @ x.T @ x
+        for a, b, c in QUINTICS:
+            x = a * x + b * x @ x.T @ x + c * x @ x.T @ x @ x.T @ x
         weight = weight - lr * (0.2 * math.sqrt(max(x.shape)) * x + decay * weight)
     return weight
 
 
-@pytest.mark.parametrize("shape", [(16, 16), (16, 144), (96, 24)])
+def best_quintic(low: float, high: float) -> tuple[npt.NDArray[np.float64], float]:
+    """The odd quintic nearest to 1 on an interval, and its distance, by Remez's exchange."""
+    places = np.linspace(low, high, 4)
+    for _ in range(50):
+        system = np.stack([places, places**3, places**5, [1, -1, 1, -1]], axis=1)
+        *quintic, distance = np.linalg.solve(system, np.ones(4))
+        a, b, c = quintic
+        bends = np.sort(np.roots([5 * c, 0, 3 * b, 0, a]).real)
+        places = np.array([low, *bends[bends > 0], high])
+    return np.array(quintic), abs(float(distance))
+
+
+def test_each_quintic_is_the_best_on_what_the_ones_before_leave() -> None:
+    low, high = 0.003, 1.0
+    for quintic in QUINTICS:
+        best, distance = best_quintic(low, high)
+        np.testing.assert_allclose(quintic, best, atol=6e-5)
+        low, high = 1 - distance, 1 + distance
+    assert 0.8 < low < high < 1.2
+
+
+# A square matrix goes by its own steps, the others by their squares'.
+@pytest.mark.parametrize("shape", [(16, 16), (16, 18), (16, 144), (96, 24)])
 def test_an_orthogonal_update_keeps_the_directions_and_evens_their_sizes(shape: tuple[int, int]) -> None:
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    sizes = left.T @ orthogonal(matrix.float()[None])[0].double() @ right.T
-    assert (sizes - sizes.diag().diag()).abs().max() < 1e-5
-    # The smallest of a square matrix may start so near 0 that five steps do not bring it up.
-    assert sizes.diag()[: len(sizes) // 2].min() > 0.65
-    assert sizes.diag().max() < 1.25
+    random = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    left, _, right = torch.linalg.svd(random, full_matrices=False)
+    before = torch.logspace(math.log10(0.004), 0, min(shape), dtype=torch.float64)
+    matrix = left @ before.diag() @ right
+    before /= before.norm()
+    update = orthogonal(matrix.float()[None])[0].double()
+    sizes = left.T @ update @ right.T
+    assert (sizes - sizes.diag().diag()).abs().max() < 5e-4
+    assert sizes.diag()[before >= 0.003].min() > 0.8
+    assert sizes.diag().max() < 1.2
+    torch.testing.assert_close(orthogonal(1e4 * matrix.float()[None])[0].double(), update, rtol=0, atol=5e-4)
+
+
+def test_what_is_next_to_nothing_is_raised_by_a_bounded_factor() -> None:
+    """Also where the squares of such sizes are below float32's resolution."""
+    for shape in ((8, 8), (8, 64)):
+        random = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        left, _, right = torch.linalg.svd(random, full_matrices=False)
+        before = torch.tensor([1, 0.1, 1e-4, 1e-5, 1e-6, 1e-7, 0, 0], dtype=torch.float64)
+        sizes = left.T @ orthogonal((left @ before.diag() @ right).float()[None])[0].double() @ right.T
+        after = sizes.diag().abs()
+        assert (after[2:] < 300 * before[2:] + 5e-4).all(), after
+        assert (after[:2] > 0.8).all()
 
 
 def test_matrices_of_a_stack_do_not_know_of_each_other() -> None:

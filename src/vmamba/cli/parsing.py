@@ -13,6 +13,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from vmamba.errors import ConfigError, nearest
+from vmamba.typed import type_in_words
 
 #: Earlier spellings of options, for commands that have the later one.
 SYNONYMS = {"size": "image_size", "batch": "batch_size"}
@@ -25,7 +26,7 @@ class _Help(DefaultHelpFormatter):
         super().__init__(prog, max_help_position=32)  # type: ignore[no-untyped-call]
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        kind = _type_of(action)
+        kind = type_in_words(action)
         if " or " in kind:
             return f"{{{','.join(kind.replace(chr(39), '').split(' or '))}}}"
         kind = kind.upper()
@@ -193,7 +194,7 @@ class CommandParser(ArgumentParser):
             return f": {match[1]!r} is no YAML file"
         action = next((action for action in self._actions if action.dest == key), None)
         value = re.search(r"(?:Got|Given) value: (.*)", text)
-        if action is not None and value is not None and (kind := _type_of(action)):
+        if action is not None and value is not None and (kind := type_in_words(action)):
             return f" takes {kind}, not {value[1].strip()!r}"
         return f": {text}"
 
@@ -219,22 +220,3 @@ def _positional(action: argparse.Action) -> str:
 def _option_values(words: Sequence[str], option: str) -> list[str]:
     spaced = [value for word, value in pairwise(words) if word == option]
     return spaced + [word.removeprefix(f"{option}=") for word in words if word.startswith(f"{option}=")]
-
-
-def _type_of(action: argparse.Action) -> str:
-    """The type of an action's values in plain words: ``int``, ``path``, ``'stop' or 'skip'``; empty if it has none."""
-    kind = getattr(action, "_typehint", None) or action.type
-    if kind is None:
-        return ""
-    if isinstance(kind, type) and not hasattr(kind, "__args__"):
-        return kind.__name__.lower()
-    text = re.sub(r"Optional\[(.+)\]", r"\1", str(kind)).replace(" | None", "")
-    text = re.sub(r"(?:pathlib|typing)\.|<class '|'>", "", text)
-    text = re.sub(
-        r"Union\[(Literal\[.+\]), bool\]", r"\1", text
-    )  # once a switch, now words; true and false still serve
-    if match := re.fullmatch(r"Literal\[(.+)\]", text):
-        return " or ".join(match[1].split(", "))
-    if text.startswith("dict"):
-        return "{name: value}"
-    return text.removeprefix("tuple").replace("Path", "path")

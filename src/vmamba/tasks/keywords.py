@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from vmamba.data import DATASETS, DataConfig
 from vmamba.errors import ConfigError, nearest
-from vmamba.tasks.run_files import typed
+from vmamba.typed import typed
 
 Config = TypeVar("Config")
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 from vmamba.errors import ConfigError, nearest
-from vmamba.tasks.run_files import typed
+from vmamba.typed import typed
 
 Training = TypeVar("Training")
 Inference = TypeVar("Inference", bound="StoredOptions")

@@ -11,6 +11,7 @@ from typing import Any
 
 from vmamba.data import DataConfig
 from vmamba.errors import ConfigError
+from vmamba.typed import typed
 
 
 class RunFiles:
@@ -42,23 +43,6 @@ class RunFiles:
         if not isinstance(values, Mapping):
             raise ConfigError(f"{self.config} holds a {type(values).__name__}, want a mapping of fields")
         return values
-
-
-def typed(kind: type[Any], values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The fields of the dataclass ``kind`` out of plain ``values``, each of its type; nested ones are mappings still.
-
-    Raises:
-        ConfigError: an unknown field, or a value of another type; ``source`` is where they come from.
-    """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, "run")
-    try:
-        checked: dict[str, Any] = parser.parse_object({"run": dict(values)}).run.as_dict()
-    except ArgumentError as error:
-        raise ConfigError(f"{source}: {error}") from error
-    return checked
 
 
 def trained_on(weights: Path) -> DataConfig | None:

@@ -12,10 +12,10 @@ from vmamba.data import Augmentation, DataConfig
 from vmamba.errors import OutputError
 from vmamba.output import check_writable_folder, write_atomically
 from vmamba.tasks.protocol import Task
-from vmamba.tasks.run_files import typed
 from vmamba.train.folder.states import SavedStates
 from vmamba.train.reports.rows import EpochRow, columns
 from vmamba.train.settings.config import TrainConfig
+from vmamba.typed import typed
 from vmamba.version import __version__
 
 

@@ -7,9 +7,9 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from vmamba.given import given_fields
-from vmamba.tasks.run_files import typed
 from vmamba.train.settings.recipe import Recipe
 from vmamba.train.settings.recipe_files import GROUPS, read_recipe
+from vmamba.typed import typed
 
 if TYPE_CHECKING:
     from vmamba.train.settings.config import TrainConfig

@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any, Literal
 
 from vmamba.errors import ConfigError
-from vmamba.tasks.run_files import typed
+from vmamba.typed import typed
 
 
 @dataclass(frozen=True)

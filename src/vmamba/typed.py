@@ -1,0 +1,62 @@
+"""Plain values, as a file or a call holds them, as the typed fields of a dataclass; and types in plain words."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vmamba.errors import ConfigError, nearest
+
+_GROUP = "run"
+
+
+def typed(kind: type[Any], values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The fields of the dataclass ``kind`` out of plain ``values``, each of its type; nested ones are mappings still.
+
+    Raises:
+        ConfigError: an unknown field, or a value of another type; ``source`` is where they come from.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, _GROUP)
+    try:
+        checked: dict[str, Any] = parser.parse_object({_GROUP: dict(values)}).run.as_dict()
+    except ArgumentError as error:
+        actions = {action.dest.removeprefix(f"{_GROUP}."): action for action in parser._actions}
+        raise ConfigError(f"{source}: {_mistake(str(error), actions, values)}") from error
+    return checked
+
+
+def _mistake(message: str, actions: Mapping[str, argparse.Action], values: Mapping[str, Any]) -> str:
+    """One line from jsonargparse's several."""
+    if match := re.match(rf"Group '{_GROUP}' does not accept option '(.+?)'", message):
+        return f"there is no {match[1]!r}{nearest(match[1], actions)}"
+    match = re.match(rf'Parser key "{_GROUP}\.(.+?)":', message)
+    if match is None or match[1] not in actions or not (kind := type_in_words(actions[match[1]])):
+        return " ".join(message.split())
+    value: Any = values
+    for name in match[1].split("."):
+        value = value[name] if isinstance(value, Mapping) else getattr(value, name)
+    return f"{match[1]} takes {kind}, not {value!r}"
+
+
+def type_in_words(action: argparse.Action) -> str:
+    """The type of an action's values: ``int``, ``path``, ``'stop' or 'skip'``; empty if it has none."""
+    kind = getattr(action, "_typehint", None) or action.type
+    if kind is None:
+        return ""
+    if isinstance(kind, type) and not hasattr(kind, "__args__"):
+        return kind.__name__.lower()
+    text = re.sub(r"Optional\[(.+)\]", r"\1", str(kind)).replace(" | None", "")
+    text = re.sub(r"(?:pathlib|typing)\.|<class '|'>", "", text)
+    text = re.sub(
+        r"Union\[(Literal\[.+\]), bool\]", r"\1", text
+    )  # once a switch, now words; true and false still serve
+    if match := re.fullmatch(r"Literal\[(.+)\]", text):
+        return " or ".join(match[1].split(", "))
+    if text.startswith("dict"):
+        return "{name: value}"
+    return text.removeprefix("tuple").replace("Path", "path")
