@@ -171,7 +171,8 @@ def messages() -> list[str]:
 
 @pytest.mark.parametrize("message", messages())
 def test_a_message_of_the_list_is_one_of_the_sources(message: str) -> None:
-    pieces = [re.escape(piece) for piece in message.split("…")]
+    # From its first words on: to try every place for what may be put in before them would take seconds.
+    pieces = [re.escape(piece) for piece in message.strip("…").split("…")]
     assert max(map(len, pieces)) > 8, "says too little to be found"
     assert re.search("[^\0]*?".join(pieces), templates()), message
 

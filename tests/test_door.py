@@ -21,9 +21,9 @@ from vmamba.train.door import config_of
 @pytest.mark.parametrize(
     "first",
     [
-        "import vmamba",
+        pytest.param("import vmamba", marks=pytest.mark.endless),
         "import vmamba.train",
-        "import vmamba.train.run, vmamba.evaluate.measure",
+        pytest.param("import vmamba.train.run, vmamba.evaluate.measure", marks=pytest.mark.endless),
         "from vmamba import *",
     ],
 )

@@ -89,15 +89,24 @@ def test_one_graph_for_all_sizes_forward_and_backward(backend: str, forward_type
 
 
 @pytest.mark.long
-def test_compiled_once_for_all_sizes_and_each_model_keeps_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        ((1, 32, 48), (1, 48, 32), (1, 64, 32)),
+        pytest.param(((1, 32, 48), (1, 48, 32), (2, 32, 32), (3, 64, 32)), marks=pytest.mark.endless),
+    ],
+)
+def test_compiled_once_for_all_sizes_and_each_model_keeps_its_weights(
+    monkeypatch: pytest.MonkeyPatch, sizes: tuple[tuple[int, int, int], ...]
+) -> None:
     prefer(monkeypatch, "compiled")
     models = [tiny(**ONE_BLOCK), tiny(**ONE_BLOCK)]
     for p in models[1].parameters():
         p.data.mul_(1.1)
     fast = [optimize(model, example=images()) for model in models]
     assert [one.engine for one in fast] == ["compiled", "compiled"]
-    for b, h, w in ((1, 32, 48), (1, 48, 32), (2, 32, 32), (3, 64, 32)):
-        if (b, h) == (1, 48) or b == 3:
+    for place, (b, h, w) in enumerate(sizes):
+        if place and (b > 1) == (sizes[place - 1][0] > 1):
             torch.compiler.set_stance("fail_on_recompile")
         try:
             for one, model in zip(fast, models, strict=True):

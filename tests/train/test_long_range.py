@@ -89,7 +89,7 @@ def test_a_nano_model_learns_it(options):
     assert learnt(MOST, **options) >= 0.95
 
 
-@pytest.mark.long
+@pytest.mark.endless
 def test_without_the_scan_it_stays_at_chance(monkeypatch):
     """The same model and training, with the scan's output zeroed: the two marks never meet."""
     monkeypatch.setattr(SS2D, "scan", without)

@@ -199,7 +199,7 @@ def test_a_whole_detector_is_not():
 def test_the_backbone_inside_is_optimized(model):
     image = torch.randn(1, 3, 64, 64)
     (want,) = model.eval()(image)
-    model.backbone = vmamba.optimize(model.backbone, compile=False)
+    model.backbone = vmamba.optimize(model.backbone, example=image, compile=False)
     with torch.inference_mode():
         (found,) = model(image)
     assert abs(len(found) - len(want)) <= 1
