@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from vmamba.errors import ConfigError, nearest
 
@@ -46,17 +47,20 @@ def _mistake(message: str, actions: Mapping[str, argparse.Action], values: Mappi
 def type_in_words(action: argparse.Action) -> str:
     """The type of an action's values: ``int``, ``path``, ``'stop' or 'skip'``; empty if it has none."""
     kind = getattr(action, "_typehint", None) or action.type
-    if kind is None:
-        return ""
-    if isinstance(kind, type) and not hasattr(kind, "__args__"):
-        return kind.__name__.lower()
-    text = re.sub(r"Optional\[(.+)\]", r"\1", str(kind)).replace(" | None", "")
-    text = re.sub(r"(?:pathlib|typing)\.|<class '|'>", "", text)
-    text = re.sub(
-        r"Union\[(Literal\[.+\]), bool\]", r"\1", text
-    )  # once a switch, now words; true and false still serve
-    if match := re.fullmatch(r"Literal\[(.+)\]", text):
-        return " or ".join(match[1].split(", "))
-    if text.startswith("dict"):
+    return "" if kind is None else _in_words(kind)
+
+
+def _in_words(kind: Any) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return " or ".join(map(repr, parts))
+    if origin in (Union, UnionType):
+        words = any(get_origin(part) is Literal for part in parts)
+        # What was a switch once and has words now still takes true and false.
+        return " or ".join(_in_words(p) for p in parts if p is not NoneType and not (words and p is bool))
+    if origin is dict:
         return "{name: value}"
+    if isinstance(kind, type) and origin is None:
+        return kind.__name__.lower()
+    text = re.sub(r"(?:pathlib|typing)\.|<class '|'>", "", str(kind))
     return text.removeprefix("tuple").replace("Path", "path")

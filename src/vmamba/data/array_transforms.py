@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vmamba.data.mirroring import flip_probability
+
 if TYPE_CHECKING:
     from vmamba.data.preprocessing import Augmentation, Preprocessing
     from vmamba.data.reading.arrays import Pixels
@@ -36,7 +38,7 @@ class ArrayTransform:
         if a is None:
             return self._normalised(self._centre(image))
         image = self._normalised(self._random_crop(image, a))
-        if a.hflip and random.random() < a.hflip:
+        if a.hflip and random.random() < flip_probability(a.hflip):
             image = image.flip(-1)
         if a.random_erasing:
             image = RandomErasing(a.random_erasing, mode="pixel", device="cpu")(image)  # type: ignore[no-untyped-call]

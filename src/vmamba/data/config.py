@@ -49,7 +49,7 @@ DATASETS: Mapping[str, DatasetDefaults] = {
         std=(0.340,),
         interpolation="bicubic",
         crop_pct=1.0,
-        augmentation=Augmentation((1.0, 1.0), (1.0, 1.0), 0.5, 0.0, "none", 0.0),
+        augmentation=Augmentation((1.0, 1.0), (1.0, 1.0), "alternate", 0.0, "none", 0.0),
     ),
     "folder": DatasetDefaults(
         summary="a tree of class folders, with or without train/ val/ test/ above them",

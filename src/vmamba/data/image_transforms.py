@@ -17,6 +17,8 @@ from torch import Tensor
 from torchvision.transforms import Compose, Normalize, RandomHorizontalFlip
 from torchvision.transforms.functional import InterpolationMode
 
+from vmamba.data.mirroring import ALTERNATE, Hflip, flip_probability
+
 _RESAMPLING = {
     InterpolationMode.NEAREST: Image.Resampling.NEAREST,
     InterpolationMode.BILINEAR: Image.Resampling.BILINEAR,
@@ -43,18 +45,18 @@ class CropAndResize:
 
 
 class Flip:
-    """torchvision's `RandomHorizontalFlip` of a Pillow image, without the ways of a module."""
+    """torchvision's `RandomHorizontalFlip` of a Pillow image, without the ways of a module; or one that takes turns."""
 
-    def __init__(self, probability: float) -> None:
-        self.probability = float(np.float32(probability))  # torch compares in float32
+    def __init__(self, hflip: Hflip) -> None:
+        self.hflip: Hflip = ALTERNATE if hflip == ALTERNATE else float(np.float32(hflip))  # torch compares in float32
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Flip left and right, or not."""
         drawn = float(torch.rand(1))
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if drawn < self.probability else image
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if drawn < flip_probability(self.hflip) else image
 
     def __repr__(self) -> str:
-        return f"RandomHorizontalFlip(p={self.probability})"
+        return f"RandomHorizontalFlip(p={self.hflip})"
 
 
 class ToNormalizedTensor:
@@ -77,14 +79,17 @@ class ToNormalizedTensor:
         return f"ToNormalizedTensor(mean={self.mean.ravel().tolist()}, std={self.std.ravel().tolist()})"
 
 
-def quickened(transform: Compose) -> Compose:
-    """``transform``, of timm's factory, with its dear links replaced by equal ones; another chain as it is."""
+def quickened(transform: Compose, hflip: Hflip = 0.0) -> Compose:
+    """``transform``, of timm's factory, with its dear links replaced by equal ones; another chain as it is.
+
+    With ``hflip="alternate"``, which timm does not have, its flip takes turns.
+    """
     links: list[Callable[[Any], Any]] = []
     for link in transform.transforms:
         if isinstance(link, RandomResizedCropAndInterpolation) and link.interpolation in _RESAMPLING:
             links.append(CropAndResize(link))
         elif isinstance(link, RandomHorizontalFlip):
-            links.append(Flip(link.p))
+            links.append(Flip(ALTERNATE if hflip == ALTERNATE else link.p))
         elif isinstance(link, Normalize) and links and isinstance(links[-1], MaybeToTensor):
             links[-1] = ToNormalizedTensor(torch.as_tensor(link.mean).tolist(), torch.as_tensor(link.std).tolist())
         else:

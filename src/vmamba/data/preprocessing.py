@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar, asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 from torch import Tensor
 
 from vmamba.data.array_transforms import ArrayTransform
+from vmamba.data.mirroring import ALTERNATE, Hflip
 from vmamba.data.reading.images import convert, mode_of
 from vmamba.errors import ConfigError, nearest
 from vmamba.given import remembers_given
@@ -28,7 +29,8 @@ class Augmentation:
     Attributes:
         crop_scale: Smallest and largest share of the area that a random crop keeps; [1, 1] crops nothing away.
         crop_ratio: Smallest and largest aspect ratio of a random crop.
-        hflip: Probability of a left-right flip.
+        hflip: Probability of a left-right flip; or alternate, which flips each image in every other epoch, some in the
+            first and some in the second.
         color_jitter: Strength of brightness, contrast and saturation changes, 0 = off; unused beside auto_augment
             (as in timm).
         auto_augment: A timm policy such as "rand-m9-mstd0.5-inc1"; "none" = off.
@@ -38,15 +40,17 @@ class Augmentation:
     given: InitVar[frozenset[str] | None] = field(default=None, kw_only=True)
     crop_scale: tuple[float, float] | None = None
     crop_ratio: tuple[float, float] | None = None
-    hflip: float | None = None
+    hflip: float | Literal["alternate"] | None = None
     color_jitter: float | None = None
     auto_augment: str | None = None
     random_erasing: float | None = None
 
     def __post_init__(self, given: frozenset[str] | None) -> None:
+        if isinstance(self.hflip, str) and self.hflip != ALTERNATE:
+            raise ConfigError(f"augmentation.hflip={self.hflip!r}: want a probability, 0 to 1, or {ALTERNATE!r}")
         for name in ("hflip", "random_erasing"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
+            if value is not None and value != ALTERNATE and not 0 <= value <= 1:
                 raise ConfigError(f"augmentation.{name}={value}: a probability, want 0 to 1")
         if self.color_jitter is not None and self.color_jitter < 0:
             raise ConfigError(f"augmentation.color_jitter={self.color_jitter}: want 0 (off) or more")
@@ -150,7 +154,7 @@ class Preprocessing:
                 is_training=True,
                 scale=a.crop_scale,
                 ratio=a.crop_ratio,
-                hflip=a.hflip or 0.0,
+                hflip=0.5 if a.hflip == ALTERNATE else a.hflip or 0.0,
                 color_jitter=a.color_jitter or None,  # type: ignore[arg-type]  # timm takes None
                 auto_augment=None if a.auto_augment in ("none", "") else a.auto_augment,
                 interpolation=self.interpolation,
@@ -164,7 +168,7 @@ class Preprocessing:
                 f"augmentation.auto_augment={a.auto_augment!r} is not a timm policy ({error}); "
                 'for example "rand-m9-mstd0.5-inc1", "augmix-m3-w3", "original", or "none"'
             ) from error
-        return _Pipeline(self.in_chans, transform)
+        return _Pipeline(self.in_chans, transform, a.hflip or 0.0)
 
     def _refuse_colour(self, a: Augmentation) -> None:
         for name, value in (("color_jitter", a.color_jitter), ("auto_augment", a.auto_augment)):
@@ -196,11 +200,11 @@ class Preprocessing:
 class _Pipeline:
     """Mode conversion, then a timm transform. A class, so that loader workers can pickle it."""
 
-    def __init__(self, in_chans: int, transform: Any) -> None:
+    def __init__(self, in_chans: int, transform: Any, hflip: Hflip = 0.0) -> None:
         from vmamba.data.image_transforms import quickened
 
         self.in_chans = in_chans
-        self.transform: ImageTransform = quickened(transform)
+        self.transform: ImageTransform = quickened(transform, hflip)
 
     def __call__(self, image: Image.Image) -> Tensor:
         return self.transform(convert(image, self.in_chans))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vmamba.data.detection.sets import Objects
+from vmamba.data.mirroring import Hflip, flip_probability
 from vmamba.data.preprocessing import Augmentation, Preprocessing
 from vmamba.data.segmentation.transforms import normalised, to_tensor
 from vmamba.errors import ConfigError
@@ -29,14 +30,14 @@ class DetectionAugmentation:
         fit: longest and shortest edge that images are resized to fit, keeping their shape; None leaves them.
         scales: shortest edges, one of which takes the place of the one in ``fit``; empty: none does.
         crop: with probability one half, cut a random part of the image out first.
-        hflip: probability of a left-right flip.
+        hflip: probability of a left-right flip, or alternate.
         colour: strength of changes of brightness, contrast and saturation.
     """
 
     fit: tuple[int, int] | None
     scales: tuple[int, ...] = ()
     crop: bool = False
-    hflip: float = 0.5
+    hflip: Hflip = 0.5
     colour: float = 0.0
 
     @classmethod
@@ -85,7 +86,7 @@ class TrainTransform:
         if a.fit is not None:
             fit = (max(a.fit), _one_of(a.scales)) if a.scales else a.fit
             state = _resized(state, fitted_size(_size(state[0]), fit))
-        if torch.rand(()) < a.hflip:
+        if torch.rand(()) < flip_probability(a.hflip):
             state = _mirrored(*state)
         pixels, boxes, labels, masks = state
         if self._jitter is not None:

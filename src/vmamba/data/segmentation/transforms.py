@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vmamba.data.mirroring import Hflip, flip_probability
 from vmamba.data.preprocessing import Augmentation, Preprocessing
 from vmamba.data.segmentation.masks import Labels
 from vmamba.errors import ConfigError
@@ -76,14 +77,14 @@ class SegmentationAugmentation:
     Attributes:
         scale: smallest and largest factor on the size.
         max_class_share: of a crop's labelled pixels that one class may fill; such crops are drawn anew, ten times.
-        hflip: probability of a left-right flip.
+        hflip: probability of a left-right flip, or alternate.
         colour: strength of changes of brightness, contrast, saturation and hue, each made with probability one half;
             1 is upstream's (an eighth, a half, a half, a twentieth of the colour circle), 0 none.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
     max_class_share: float = 0.75
-    hflip: float = 0.5
+    hflip: Hflip = 0.5
     colour: float = 0.0
 
     def __post_init__(self) -> None:
@@ -153,7 +154,8 @@ class TrainTransform:
             mask = F.interpolate(mask[None].double(), size, mode="nearest-exact")[0].to(torch.int32)
         top, left = self._corner(mask[0])
         window = (slice(None), slice(top, top + p.height), slice(left, left + p.width))
-        pixels, mask = v2.RandomHorizontalFlip(a.hflip)(tv_tensors.Image(pixels[window]), tv_tensors.Mask(mask[window]))
+        flip = v2.RandomHorizontalFlip(flip_probability(a.hflip))
+        pixels, mask = flip(tv_tensors.Image(pixels[window]), tv_tensors.Mask(mask[window]))
         if self._colour is not None:
             pixels = self._colour(pixels)
         pixels, target = normalised(pixels.as_subclass(Tensor), p), mask.as_subclass(Tensor)[0].long()

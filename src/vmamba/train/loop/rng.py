@@ -31,6 +31,12 @@ def seed_for_sample(seed: int, epoch: int, index: int) -> None:
     torch.default_generator.manual_seed(words[2])
 
 
+def mirrored(seed: int, epoch: int, index: int) -> bool:
+    """Whether a sample's turn is to be mirrored: in even epochs, or in odd ones, as its index has it."""
+    digest = hashlib.blake2b(struct.pack("<2q", seed, index), digest_size=1).digest()
+    return (digest[0] + epoch) % 2 == 1
+
+
 @contextmanager
 def kept_generators() -> Iterator[None]:
     """Put the CPU's generators back afterwards; in a loading process nothing else draws from them, so not there."""

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from vmamba.train.loop.rng import kept_generators, seed_for_sample
+from vmamba.data.mirroring import take_turn
+from vmamba.train.loop.rng import kept_generators, mirrored, seed_for_sample
 
 #: Epoch and index of a sample. The epoch travels with the index because loading processes may outlive an epoch.
 Key = tuple[int, int]
@@ -70,9 +71,13 @@ class SeededSamples(Dataset[Any]):
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Any]:
         """A batch's samples, for which PyTorch's loader asks at once."""
-        with kept_generators():
-            return [self._read(epoch, index) for epoch, index in keys]
+        try:
+            with kept_generators():
+                return [self._read(epoch, index) for epoch, index in keys]
+        finally:
+            take_turn(None)
 
     def _read(self, epoch: int, index: int) -> Any:
         seed_for_sample(self.seed, epoch, index)
+        take_turn(mirrored(self.seed, epoch, index))
         return self.samples[index]
