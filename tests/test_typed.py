@@ -17,6 +17,7 @@ from vmamba.typed import typed
         ({"optimizer": "sgd"}, "optimizer takes 'adamw' or 'muon', not 'sgd'"),  # a choice, or None
         ({"data": {"unreadable": "ignore"}}, "data.unreadable takes 'stop' or 'skip', not 'ignore'"),  # a choice
         ({"data": {"image_size": [1, 2]}}, "data.image_size takes int, not [1, 2]"),
+        ({"data.image_size": "big"}, "data.image_size takes int, not 'big'"),
         ({"data": {"mean": ["a"]}}, "data.mean takes [float, ...], not ['a']"),
         ({"augmentation": {"crop_scale": 1}}, "augmentation.crop_scale takes [float, float], not 1"),
         ({"output": 3}, "output takes path, not 3"),

@@ -38,10 +38,15 @@ def _mistake(message: str, actions: Mapping[str, argparse.Action], values: Mappi
     match = re.match(rf'Parser key "{_GROUP}\.(.+?)":', message)
     if match is None or match[1] not in actions or not (kind := type_in_words(actions[match[1]])):
         return " ".join(message.split())
-    value: Any = values
-    for name in match[1].split("."):
-        value = value[name] if isinstance(value, Mapping) else getattr(value, name)
-    return f"{match[1]} takes {kind}, not {value!r}"
+    return f"{match[1]} takes {kind}, not {_value_at(values, match[1])!r}"
+
+
+def _value_at(values: Any, place: str) -> Any:
+    """``values["a"]["b"]`` or ``values["a.b"]``, for the place ``a.b``."""
+    if not isinstance(values, Mapping):
+        return getattr(values, place)
+    name, _, rest = place.partition(".")
+    return values[place] if place in values else _value_at(values[name], rest)
 
 
 def type_in_words(action: argparse.Action) -> str:
