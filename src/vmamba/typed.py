@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping
+from operator import attrgetter
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -44,7 +45,7 @@ def _mistake(message: str, actions: Mapping[str, argparse.Action], values: Mappi
 def _value_at(values: Any, place: str) -> Any:
     """``values["a"]["b"]`` or ``values["a.b"]``, for the place ``a.b``."""
     if not isinstance(values, Mapping):
-        return getattr(values, place)
+        return attrgetter(place)(values)
     name, _, rest = place.partition(".")
     return values[place] if place in values else _value_at(values[name], rest)
 
