@@ -61,3 +61,39 @@ def test_the_preprocessing_uses_them() -> None:
     preprocessing = Preprocessing(32, 1, (0.3,), (0.4,))
     assert "ToNormalizedTensor" in repr(preprocessing.eval_transform())
     assert "ToNormalizedTensor" in repr(preprocessing.train_transform(Augmentation(crop_scale=(0.5, 1.0))))
+
+
+def marked(transform: object, pixels: object) -> tuple[int, int]:
+    """Where the one bright pixel is, in a dark image."""
+    bright = transform(pixels)[0] > 0.5  # type: ignore[operator]
+    (place,) = bright.nonzero().tolist()
+    return place[0], place[1]
+
+
+@pytest.mark.parametrize("in_chans", [1, 5])
+def test_shifted_by_up_to_so_many_pixels(in_chans: int) -> None:
+    full_depth = in_chans > 3
+    preprocessing = Preprocessing(16, in_chans, (0.0,) * in_chans, (1.0,) * in_chans, full_depth=full_depth)
+    pixels = np.zeros((16, 16), np.float32 if full_depth else np.uint8)
+    pixels[3, 12] = 1.0 if full_depth else 255
+    image = np.broadcast_to(pixels, (in_chans, 16, 16)).copy() if full_depth else Image.fromarray(pixels)
+    torch.manual_seed(0)
+    transform = preprocessing.train_transform(Augmentation(shift=2.0))
+    places = [marked(transform, image) for _ in range(300)]
+    assert {row for row, _ in places} == {1, 2, 3, 4, 5}
+    assert {column for _, column in places} == {10, 11, 12, 13, 14}
+    assert len(set(places)) == 25
+    middle = sum(row == 3 for row, _ in places)
+    assert middle > sum(row == 1 for row, _ in places)  # numbers up to 2, rounded: 2 itself is half as frequent
+    transform = preprocessing.train_transform(Augmentation(shift=0.4))
+    assert {marked(transform, image) for _ in range(30)} == {(3, 12)}
+
+
+def test_what_is_moved_out_is_gone_and_what_comes_in_is_black() -> None:
+    white = Image.fromarray(np.full((8, 8), 255, np.uint8))
+    transform = Preprocessing(8, 1, (0.0,), (1.0,)).train_transform(Augmentation(shift=1.0))
+    torch.manual_seed(0)
+    seen = {tuple(transform(white)[0].sum(0).int().tolist()) for _ in range(50)}
+    assert (0, 8, 8, 8, 8, 8, 8, 8) in seen
+    assert (7, 7, 7, 7, 7, 7, 7, 0) in seen
+    assert len(seen) == 6  # three ways each, and rows that come in above and below look alike from here

@@ -22,6 +22,7 @@ from vmamba.evaluate.predict import PredictConfig, predict
 from vmamba.export.exporter import ExportConfig, export
 from vmamba.tasks.run_files import trained_on
 from vmamba.tasks.trained import load_trained
+from vmamba.train.folder.run_folder import RunFolder, config_from_dict
 from vmamba.train.run import train
 from vmamba.train.settings.config import TrainConfig
 from vmamba.train.settings.recipe import recipe_for
@@ -55,6 +56,14 @@ def test_it_is_gone_on_with(old: Path) -> None:
         assert float(row["val_loss"]) == pytest.approx(loss, rel=1e-4)
         assert float(row["val_accuracy"]) == pytest.approx(accuracy, abs=0.01)  # another machine may round otherwise
     assert vmamba.read_weights(old / "last.safetensors").metadata["task"] == "classification"
+
+
+def test_what_came_since_is_off_where_a_data_set_has_it_on() -> None:
+    values = RunFolder(OLD).read_settings()
+    assert "shift" not in values["augmentation"]
+    fashion = {**values, "data": {**values["data"], "dataset": "fashion-mnist"}, "resume": "runs/fashion"}
+    config = config_from_dict(fashion).resolved()
+    assert (config.augmentation.shift, config.augmentation.hflip, config.optimizer) == (0.0, 0.0, "adamw")
 
 
 def test_it_is_measured_predicts_and_is_exported(old: Path, tmp_path: Path) -> None:

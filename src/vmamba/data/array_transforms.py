@@ -37,12 +37,21 @@ class ArrayTransform:
         a = self.augmentation
         if a is None:
             return self._normalised(self._centre(image))
-        image = self._normalised(self._random_crop(image, a))
+        image = self._normalised(self._random_crop(self._shifted(image, a.shift or 0.0), a))
         if a.hflip and random.random() < flip_probability(a.hflip):
             image = image.flip(-1)
         if a.random_erasing:
             image = RandomErasing(a.random_erasing, mode="pixel", device="cpu")(image)  # type: ignore[no-untyped-call]
         return image
+
+    def _shifted(self, image: Tensor, most: float) -> Tensor:
+        from vmamba.data.image_transforms import random_shift
+
+        if not most:
+            return image
+        top, left = random_shift(most)
+        # Cut off on one side, and padded on the other.
+        return torch.nn.functional.pad(image, (-left, left, -top, top))
 
     def _normalised(self, image: Tensor) -> Tensor:
         return (image - self._mean) / self._std

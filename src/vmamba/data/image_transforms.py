@@ -26,6 +26,27 @@ _RESAMPLING = {
 }
 
 
+class Shift:
+    """Moves a Pillow image by up to so many pixels, at random; what comes in is black."""
+
+    def __init__(self, most: float) -> None:
+        self.most = most
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Move it down or up, and right or left."""
+        top, left = random_shift(self.most)
+        return image.crop((left, top, left + image.width, top + image.height)) if top or left else image
+
+    def __repr__(self) -> str:
+        return f"Shift({self.most})"
+
+
+def random_shift(most: float) -> tuple[int, int]:
+    """Rows and columns, each a random number up to ``most`` either way, rounded."""
+    rows, columns = ((2 * torch.rand(2) - 1) * most).round().int().tolist()
+    return rows, columns
+
+
 class CropAndResize:
     """timm's `RandomResizedCropAndInterpolation` of a Pillow image."""
 

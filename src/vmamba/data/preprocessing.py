@@ -35,6 +35,8 @@ class Augmentation:
             (as in timm).
         auto_augment: A timm policy such as "rand-m9-mstd0.5-inc1"; "none" = off.
         random_erasing: Probability that a random rectangle is replaced by noise.
+        shift: How far an image is moved at most before all else, pixels as they are in the file: a random number up to
+            it, rounded, down or up and right or left. What comes in is black.
     """
 
     given: InitVar[frozenset[str] | None] = field(default=None, kw_only=True)
@@ -44,6 +46,7 @@ class Augmentation:
     color_jitter: float | None = None
     auto_augment: str | None = None
     random_erasing: float | None = None
+    shift: float | None = None
 
     def __post_init__(self, given: frozenset[str] | None) -> None:
         if isinstance(self.hflip, str) and self.hflip != ALTERNATE:
@@ -54,6 +57,8 @@ class Augmentation:
                 raise ConfigError(f"augmentation.{name}={value}: a probability, want 0 to 1")
         if self.color_jitter is not None and self.color_jitter < 0:
             raise ConfigError(f"augmentation.color_jitter={self.color_jitter}: want 0 (off) or more")
+        if self.shift is not None and not 0 <= self.shift < float("inf"):
+            raise ConfigError(f"augmentation.shift={self.shift}: want 0 (off) or a number of pixels")
         for name, top in (("crop_scale", 1.0), ("crop_ratio", float("inf"))):
             value = getattr(self, name)
             if value is not None and not 0 < value[0] <= value[1] <= top:
@@ -67,7 +72,7 @@ class Augmentation:
 
 
 #: Nothing random at all; every field set.
-NO_AUGMENTATION = Augmentation((1.0, 1.0), (1.0, 1.0), 0.0, 0.0, "none", 0.0)
+NO_AUGMENTATION = Augmentation((1.0, 1.0), (1.0, 1.0), 0.0, 0.0, "none", 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,7 @@ class Preprocessing:
                 f"augmentation.auto_augment={a.auto_augment!r} is not a timm policy ({error}); "
                 'for example "rand-m9-mstd0.5-inc1", "augmix-m3-w3", "original", or "none"'
             ) from error
-        return _Pipeline(self.in_chans, transform, a.hflip or 0.0)
+        return _Pipeline(self.in_chans, transform, a.hflip or 0.0, a.shift or 0.0)
 
     def _refuse_colour(self, a: Augmentation) -> None:
         for name, value in (("color_jitter", a.color_jitter), ("auto_augment", a.auto_augment)):
@@ -198,16 +203,19 @@ class Preprocessing:
 
 
 class _Pipeline:
-    """Mode conversion, then a timm transform. A class, so that loader workers can pickle it."""
+    """Mode conversion, then a timm transform with what timm lacks. A class, so that loader workers can pickle it."""
 
-    def __init__(self, in_chans: int, transform: Any, hflip: Hflip = 0.0) -> None:
-        from vmamba.data.image_transforms import quickened
+    def __init__(self, in_chans: int, transform: Any, hflip: Hflip = 0.0, shift: float = 0.0) -> None:
+        from vmamba.data.image_transforms import Shift, quickened
 
         self.in_chans = in_chans
-        self.transform: ImageTransform = quickened(transform, hflip)
+        self.transform: Any = quickened(transform, hflip)
+        if shift:
+            self.transform.transforms.insert(0, Shift(shift))
 
     def __call__(self, image: Image.Image) -> Tensor:
-        return self.transform(convert(image, self.in_chans))
+        tensor: Tensor = self.transform(convert(image, self.in_chans))
+        return tensor
 
     def __repr__(self) -> str:
         return f"convert(in_chans={self.in_chans}) → {self.transform!r}"

@@ -123,7 +123,10 @@ def test_colours_change_but_labels_do_not() -> None:
 
 
 def test_changes_that_labels_would_not_follow_are_refused() -> None:
-    for given in ({"crop_scale": (0.5, 1.0)}, {"auto_augment": "augmix-m3-w3"}, {"random_erasing": 0.2}):
+    off = Augmentation(crop_scale=(1.0, 1.0), auto_augment="none", random_erasing=0.0, shift=0.0)
+    SegmentationAugmentation.of(off, (1.0, 1.0), 0.75, PLAIN)
+    changes = ({"crop_scale": (0.5, 1.0)}, {"auto_augment": "augmix-m3-w3"}, {"random_erasing": 0.2}, {"shift": 1.0})
+    for given in changes:
         with pytest.raises(ConfigError, match=rf"augmentation\.{next(iter(given))}=.*task_options\.scale"):
             SegmentationAugmentation.of(Augmentation(**given), (1.0, 1.0), 0.75, PLAIN)
     with pytest.raises(ConfigError, match="want the smallest and the largest factor"):

@@ -55,6 +55,7 @@ class DetectionAugmentation:
             ("crop_ratio", a.crop_ratio, (1.0, 1.0)),
             ("auto_augment", a.auto_augment, "none"),
             ("random_erasing", a.random_erasing, 0.0),
+            ("shift", a.shift, 0.0),
         ):
             if value is not None and value != neutral:
                 raise ConfigError(

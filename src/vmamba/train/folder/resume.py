@@ -11,6 +11,7 @@ from vmamba.errors import ConfigError, DataError
 from vmamba.given import given_fields
 from vmamba.train.folder.run_folder import BEFORE, RunFolder, config_from_dict
 from vmamba.train.settings.config import AUTO, TrainConfig
+from vmamba.train.settings.dotted import flat, nested
 
 #: Fields that may differ from the stored run's: they do not decide what the run is.
 FREE = (
@@ -56,7 +57,7 @@ def resumed_config(given: TrainConfig) -> TrainConfig:
             f"cannot resume {given.resume} with other settings: {'; '.join(differing)}. Leave them out to go on with "
             "the run's own, or start a new run"
         )
-    config = config_from_dict(_nested(merged), str(given.resume))
+    config = config_from_dict(nested(merged), str(given.resume))
     return replace(config, output=given.resume, resume=given.resume)
 
 
@@ -112,25 +113,3 @@ def given_values(config: TrainConfig) -> dict[str, Any]:
     inner = {f"{part}.{name}" for part in ("data", "augmentation") for name in given_fields(getattr(config, part))}
     named = given_fields(config) | inner
     return {name: value for name, value in flat(config.to_dict()).items() if name in named}
-
-
-def flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What `TrainConfig.to_dict` gives, without groups, by dotted name."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if name in ("data", "augmentation"):
-            flat.update({f"{name}.{inner}": item for inner, item in value.items()})
-        else:
-            flat[name] = value
-    return flat
-
-
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        head, _, tail = name.partition(".")
-        if tail:
-            nested.setdefault(head, {})[tail] = value
-        else:
-            nested[head] = value
-    return nested

@@ -15,6 +15,7 @@ from vmamba.tasks.protocol import Task
 from vmamba.train.folder.states import SavedStates
 from vmamba.train.reports.rows import EpochRow, columns
 from vmamba.train.settings.config import TrainConfig
+from vmamba.train.settings.dotted import flat, nested
 from vmamba.typed import typed
 from vmamba.version import __version__
 
@@ -61,8 +62,13 @@ class RunFolder(SavedStates):
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-#: What held in runs of before there was a field, where its default is another.
-BEFORE: Mapping[str, Any] = {"decay_ssm": False, "optimizer": "adamw", "schedule": "cosine"}
+#: By dotted name, what held in runs of before there was a field, where its default is another.
+BEFORE: Mapping[str, Any] = {
+    "augmentation.shift": 0.0,
+    "decay_ssm": False,
+    "optimizer": "adamw",
+    "schedule": "cosine",
+}
 
 
 def config_from_dict(values: Mapping[str, Any], source: str = "the configuration") -> TrainConfig:
@@ -71,7 +77,7 @@ def config_from_dict(values: Mapping[str, Any], source: str = "the configuration
     Raises:
         ConfigError: an unknown field, or a value of another type.
     """
-    checked = typed(TrainConfig, {**BEFORE, **values}, source)
+    checked = typed(TrainConfig, nested({**BEFORE, **flat(values)}), source)
     data, augmentation = DataConfig(**checked.pop("data")), Augmentation(**checked.pop("augmentation"))
     return TrainConfig(data=data, augmentation=augmentation, **checked)
 

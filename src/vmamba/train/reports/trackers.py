@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vmamba.errors import ConfigError, nearest
-from vmamba.train.folder.resume import flat
 from vmamba.train.reports.rows import EpochRow
 from vmamba.train.settings.config import TrainConfig
+from vmamba.train.settings.dotted import flat
 
 #: The folder, inside a run's, of trackers that write files; one inside it has the project's name.
 FOLDER = "logs"

@@ -6,9 +6,10 @@ from dataclasses import fields
 from typing import Any
 
 from vmamba.data.preprocessing import Augmentation
-from vmamba.train.folder.resume import decided, flat, given_values, resumed_config
+from vmamba.train.folder.resume import decided, given_values, resumed_config
 from vmamba.train.folder.run_folder import new_run_folder
 from vmamba.train.settings.config import TrainConfig
+from vmamba.train.settings.dotted import flat
 from vmamba.train.settings.filling import MORE, rates, recipe_values
 from vmamba.train.settings.recipe import Recipe
 from vmamba.train.settings.recipe_files import recipe_dataset
