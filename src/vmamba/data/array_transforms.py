@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vmamba.data.mirroring import flip_probability
+from vmamba.data.mirroring import flipped
 
 if TYPE_CHECKING:
     from vmamba.data.preprocessing import Augmentation, Preprocessing
@@ -38,18 +38,16 @@ class ArrayTransform:
         if a is None:
             return self._normalised(self._centre(image))
         image = self._normalised(self._random_crop(self._shifted(image, a.shift or 0.0), a))
-        if a.hflip and random.random() < flip_probability(a.hflip):
+        if a.hflip and flipped(a.hflip, random.random):
             image = image.flip(-1)
         if a.random_erasing:
             image = RandomErasing(a.random_erasing, mode="pixel", device="cpu")(image)  # type: ignore[no-untyped-call]
         return image
 
     def _shifted(self, image: Tensor, most: float) -> Tensor:
-        from vmamba.data.image_transforms import random_shift
-
         if not most:
             return image
-        top, left = random_shift(most)
+        top, left = round(random.uniform(-most, most)), round(random.uniform(-most, most))
         # Cut off on one side, and padded on the other.
         return torch.nn.functional.pad(image, (-left, left, -top, top))
 

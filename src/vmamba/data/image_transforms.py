@@ -1,11 +1,13 @@
 """timm's transforms of an 8-bit image, the same values in a third of the time for the small ones.
 
 On a 28×28 image nine tenths of a transform's time are the calls around the arithmetic. So the dearest links of
-timm's chain are done by Pillow and NumPy directly; the rest stays timm's, and so do all random numbers.
+timm's chain are done by Pillow and NumPy directly; the rest stays timm's, and so do all random numbers but those of a
+crop that can only be the whole image.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms import Compose, Normalize, RandomHorizontalFlip
 from torchvision.transforms.functional import InterpolationMode
 
-from vmamba.data.mirroring import ALTERNATE, Hflip, flip_probability
+from vmamba.data.mirroring import ALTERNATE, Hflip, flipped
 
 _RESAMPLING = {
     InterpolationMode.NEAREST: Image.Resampling.NEAREST,
@@ -34,17 +36,11 @@ class Shift:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Move it down or up, and right or left."""
-        top, left = random_shift(self.most)
+        left, top = round(random.uniform(-self.most, self.most)), round(random.uniform(-self.most, self.most))
         return image.crop((left, top, left + image.width, top + image.height)) if top or left else image
 
     def __repr__(self) -> str:
         return f"Shift({self.most})"
-
-
-def random_shift(most: float) -> tuple[int, int]:
-    """Rows and columns, each a random number up to ``most`` either way, rounded."""
-    rows, columns = ((2 * torch.rand(2) - 1) * most).round().int().tolist()
-    return rows, columns
 
 
 class CropAndResize:
@@ -54,12 +50,15 @@ class CropAndResize:
         self.crop = crop
         self.size = (crop.size[1], crop.size[0])
         self.resampling = _RESAMPLING[crop.interpolation]
+        self.whole = tuple(crop.scale) == tuple(crop.ratio) == (1.0, 1.0)
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Draw a crop, cut it out and resize it."""
-        draw: Any = self.crop.get_params
-        top, left, height, width = draw(image, self.crop.scale, self.crop.ratio)
-        return image.crop((left, top, left + width, top + height)).resize(self.size, self.resampling)
+        if not (self.whole and image.width == image.height):
+            draw: Any = self.crop.get_params
+            top, left, height, width = draw(image, self.crop.scale, self.crop.ratio)
+            image = image.crop((left, top, left + width, top + height))
+        return image.resize(self.size, self.resampling)
 
     def __repr__(self) -> str:
         return repr(self.crop)
@@ -73,8 +72,8 @@ class Flip:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Flip left and right, or not."""
-        drawn = float(torch.rand(1))
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if drawn < flip_probability(self.hflip) else image
+        turned = flipped(self.hflip, lambda: float(torch.rand(1)))
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if turned else image
 
     def __repr__(self) -> str:
         return f"RandomHorizontalFlip(p={self.hflip})"
@@ -89,8 +88,7 @@ class ToNormalizedTensor:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Convert."""
-        pixels = np.asarray(image)
-        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1).transpose(2, 0, 1)
         values = np.divide(pixels, np.float32(255), dtype=np.float32, order="C")
         values -= self.mean
         values /= self.std

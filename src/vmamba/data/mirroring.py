@@ -6,6 +6,7 @@ By chance half of the images are seen in two epochs the same way round twice; in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 #: In place of a probability.
@@ -22,8 +23,11 @@ def take_turn(mirrored: bool | None) -> None:
     _turn = mirrored
 
 
-def flip_probability(hflip: Hflip) -> float:
-    """With what probability the image at hand is flipped; 0 or 1 in its turn, and 0.5 where there are none."""
+def flipped(hflip: Hflip, draw: Callable[[], float]) -> bool:
+    """Whether the image at hand is flipped: in its turn, or with a probability, which is 0.5 where there are no turns.
+
+    ``draw`` gives a random number from 0 to 1, and is called where one is needed.
+    """
     if hflip != ALTERNATE:
-        return float(hflip)
-    return 0.5 if _turn is None else float(_turn)
+        return draw() < hflip
+    return draw() < 0.5 if _turn is None else _turn

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vmamba.data.detection.sets import Objects
-from vmamba.data.mirroring import Hflip, flip_probability
+from vmamba.data.mirroring import Hflip, flipped
 from vmamba.data.preprocessing import Augmentation, Preprocessing
 from vmamba.data.segmentation.transforms import normalised, to_tensor
 from vmamba.errors import ConfigError
@@ -87,7 +87,7 @@ class TrainTransform:
         if a.fit is not None:
             fit = (max(a.fit), _one_of(a.scales)) if a.scales else a.fit
             state = _resized(state, fitted_size(_size(state[0]), fit))
-        if torch.rand(()) < flip_probability(a.hflip):
+        if flipped(a.hflip, lambda: float(torch.rand(()))):
             state = _mirrored(*state)
         pixels, boxes, labels, masks = state
         if self._jitter is not None:

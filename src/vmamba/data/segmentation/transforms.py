@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vmamba.data.mirroring import Hflip, flip_probability
+from vmamba.data.mirroring import Hflip, flipped
 from vmamba.data.preprocessing import Augmentation, Preprocessing
 from vmamba.data.segmentation.masks import Labels
 from vmamba.errors import ConfigError
@@ -140,8 +140,6 @@ class TrainTransform:
 
     def __call__(self, image: Any, labels: Labels) -> tuple[Tensor, Tensor]:
         """A random crop."""
-        from torchvision import tv_tensors
-        from torchvision.transforms import v2
 
         a, p = self.augmentation, self.preprocessing
         pixels = to_tensor(image)
@@ -155,11 +153,12 @@ class TrainTransform:
             mask = F.interpolate(mask[None].double(), size, mode="nearest-exact")[0].to(torch.int32)
         top, left = self._corner(mask[0])
         window = (slice(None), slice(top, top + p.height), slice(left, left + p.width))
-        flip = v2.RandomHorizontalFlip(flip_probability(a.hflip))
-        pixels, mask = flip(tv_tensors.Image(pixels[window]), tv_tensors.Mask(mask[window]))
+        pixels, mask = pixels[window], mask[window]
+        if flipped(a.hflip, lambda: float(torch.rand(1))):
+            pixels, mask = pixels.flip(-1), mask.flip(-1)
         if self._colour is not None:
             pixels = self._colour(pixels)
-        pixels, target = normalised(pixels.as_subclass(Tensor), p), mask.as_subclass(Tensor)[0].long()
+        pixels, target = normalised(pixels, p), mask[0].long()
         beyond = (0, p.width - pixels.shape[2], 0, p.height - pixels.shape[1])
         return F.pad(pixels, beyond), F.pad(target, beyond, value=self.ignore)
 
