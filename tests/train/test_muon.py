@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vmamba import create_model
 from vmamba.data import DataConfig
-from vmamba.train.loop.muon import Muon, orthogonal
+from vmamba.train.loop.muon import Muon, made_orthogonal, orthogonal
 from vmamba.train.loop.optimizer import is_matrix, make_optimizer, parameter_groups
 from vmamba.train.settings.config import TrainConfig
 
@@ -46,7 +46,7 @@ class Small(nn.Module):
 MATRICES = {"linear.weight", "conv.weight", "x_proj_weight"}
 
 
-#: Found again by `best_quintic`.
+#: Found again by `best_quintic`; all but the last are of x / 1.01.
 QUINTICS = (
     (8.3837, -24.7659, 18.3571),
     (4.0434, -3.0114, 0.5695),
@@ -64,8 +64,9 @@ def by_the_paper(gradients: list[Tensor], start: Tensor, lr: float, decay: float
     for gradient in gradients:
         average = 0.95 * average + 0.05 * gradient.double()
         x = 0.05 * gradient.double() + 0.95 * average
-        x = x / x.norm()
+        x = x / (1.01 * x.norm())
         for a, b, c in QUINTICS:
+            x = x if (a, b, c) == QUINTICS[-1] else x / 1.01
             x = a * x + b * x @ x.T @ x + c * x @ x.T @ x @ x.T @ x
         weight = weight - lr * (0.2 * math.sqrt(max(x.shape)) * x + decay * weight)
     return weight
@@ -103,7 +104,7 @@ def test_an_orthogonal_update_keeps_the_directions_and_evens_their_sizes(shape: 
     update = orthogonal(matrix.float()[None])[0].double()
     sizes = left.T @ update @ right.T
     assert (sizes - sizes.diag().diag()).abs().max() < 5e-4
-    assert sizes.diag()[before >= 0.003].min() > 0.8
+    assert sizes.diag()[before >= 0.003].min() > 0.77
     assert sizes.diag().max() < 1.2
     torch.testing.assert_close(orthogonal(1e4 * matrix.float()[None])[0].double(), update, rtol=0, atol=5e-4)
 
@@ -117,7 +118,34 @@ def test_what_is_next_to_nothing_is_raised_by_a_bounded_factor() -> None:
         sizes = left.T @ orthogonal((left @ before.diag() @ right).float()[None])[0].double() @ right.T
         after = sizes.diag().abs()
         assert (after[2:] < 300 * before[2:] + 5e-4).all(), after
-        assert (after[:2] > 0.8).all()
+        assert (after[:2] > 0.77).all()
+
+
+def hard_cases() -> dict[str, Tensor]:
+    """Matrices whose largest singular value is, but for rounding, their norm; and small random ones."""
+    generator = torch.Generator().manual_seed(4)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    cases = {"constant": torch.ones(1, 96, 384), "gaussian": drawn(200, 16, 16), "wider": drawn(200, 16, 18)}
+    for rows, columns in ((16, 16), (16, 64), (64, 128)):
+        one = drawn(20, rows, 1) @ drawn(20, 1, columns)
+        cases[f"rank 1, {rows} x {columns}"] = one
+        cases[f"nearly rank 1, {rows} x {columns}"] = one + 0.01 * drawn(20, rows, columns)
+    return cases
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_rounding_never_sends_a_size_beyond_the_quintics(
+    dtype: torch.dtype, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    for name, matrices in hard_cases().items():
+        sizes = torch.linalg.svdvals(made_orthogonal(matrices.to(dtype)).double())
+        assert sizes.max() < (1.2 if dtype == torch.float32 else 1.3), name
+        assert sizes[:, 0].min() > 0.7, name
 
 
 def test_matrices_of_a_stack_do_not_know_of_each_other() -> None:
