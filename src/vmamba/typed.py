@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from operator import attrgetter
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -24,22 +25,37 @@ def typed(kind: type[Any], values: Mapping[str, Any], source: str) -> dict[str, 
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, _GROUP)
+    # By dotted name; those without their prefix are not fields, but the parser's own.
+    actions = {a.dest.removeprefix(f"{_GROUP}."): a for a in parser._actions if a.dest.startswith(f"{_GROUP}.")}
+    for name in values:
+        if "." in str(name) and name not in actions:  # else it were a part of the field before the dot
+            raise ConfigError(f"{source}: {_unknown(str(name), actions)}")
+    for group in {name.partition(".")[0] for name in actions if "." in name} & {*values}:
+        # Of these jsonargparse takes anything.
+        if not isinstance(values[group], Mapping) and not is_dataclass(values[group]):
+            raise ConfigError(f"{source}: {group} takes a mapping of its fields, not {values[group]!r}")
     try:
         checked: dict[str, Any] = parser.parse_object({_GROUP: dict(values)}).run.as_dict()
     except ArgumentError as error:
-        actions = {action.dest.removeprefix(f"{_GROUP}."): action for action in parser._actions}
         raise ConfigError(f"{source}: {_mistake(str(error), actions, values)}") from error
     return checked
+
+
+def _unknown(name: str, actions: Mapping[str, argparse.Action]) -> str:
+    return f"there is no {name!r}{nearest(name, actions)}"
 
 
 def _mistake(message: str, actions: Mapping[str, argparse.Action], values: Mapping[str, Any]) -> str:
     """One line from jsonargparse's several."""
     if match := re.match(rf"Group '{_GROUP}' does not accept option '(.+?)'", message):
-        return f"there is no {match[1]!r}{nearest(match[1], actions)}"
+        return _unknown(match[1], actions)
     match = re.match(rf'Parser key "{_GROUP}\.(.+?)":', message)
     if match is None or match[1] not in actions or not (kind := type_in_words(actions[match[1]])):
         return " ".join(message.split())
-    return f"{match[1]} takes {kind}, not {_value_at(values, match[1])!r}"
+    try:
+        return f"{match[1]} takes {kind}, not {_value_at(values, match[1])!r}"
+    except (AttributeError, KeyError):  # it is spelt in a way of jsonargparse's own
+        return " ".join(message.split())
 
 
 def _value_at(values: Any, place: str) -> Any:
@@ -68,5 +84,6 @@ def _in_words(kind: Any) -> str:
         return "{name: value}"
     if isinstance(kind, type) and origin is None:
         return kind.__name__.lower()
-    text = re.sub(r"(?:pathlib|typing)\.|<class '|'>", "", str(kind))
-    return text.removeprefix("tuple").replace("Path", "path")
+    if origin in (tuple, list):
+        return f"[{', '.join('...' if part is ... else _in_words(part) for part in parts)}]"
+    return re.sub(r"\w+\.", "", str(kind))

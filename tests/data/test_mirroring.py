@@ -98,9 +98,11 @@ def test_an_image_is_mirrored_in_every_other_epoch() -> None:
 
 
 def test_other_words_and_numbers() -> None:
-    with pytest.raises(ConfigError, match=r"augmentation\.hflip=1\.5: a probability, want 0 to 1"):
+    with pytest.raises(ConfigError, match=r"augmentation\.hflip=1\.5: a probability, want 0 to 1, or 'alternate'"):
         Augmentation(hflip=1.5)
     with pytest.raises(
-        ConfigError, match=r"augmentation\.hflip='sometimes': want a probability, 0 to 1, or 'alternate'"
+        ConfigError, match=r"augmentation\.hflip='sometimes': a probability, want 0 to 1, or 'alternate'"
     ):
         Augmentation(hflip="sometimes")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"augmentation\.random_erasing='alternate': a probability, want 0 to 1"):
+        Augmentation(random_erasing="alternate")  # type: ignore[arg-type]

@@ -47,7 +47,9 @@ class ArrayTransform:
     def _shifted(self, image: Tensor, most: float) -> Tensor:
         if not most:
             return image
-        top, left = round(random.uniform(-most, most)), round(random.uniform(-most, most))
+        height, width = image.shape[-2:]
+        left, top = (round(random.uniform(-most, most)) for _ in range(2))
+        left, top = max(-width, min(left, width)), max(-height, min(top, height))
         # Cut off on one side, and padded on the other.
         return torch.nn.functional.pad(image, (-left, left, -top, top))
 

@@ -1,8 +1,10 @@
 """timm's transforms of an 8-bit image, the same values in a third of the time for the small ones.
 
 On a 28×28 image nine tenths of a transform's time are the calls around the arithmetic. So the dearest links of
-timm's chain are done by Pillow and NumPy directly; the rest stays timm's, and so do all random numbers but those of a
-crop that can only be the whole image.
+timm's chain are done by Pillow and NumPy directly. The rest stays timm's, and so do the random numbers, but that none
+are drawn for a crop which can only be the whole image.
+
+Beside them what timm does not have: shifts, and flips in turns.
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ class Flip:
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if turned else image
 
     def __repr__(self) -> str:
-        return f"RandomHorizontalFlip(p={self.hflip})"
+        return f"Flip({self.hflip})"
 
 
 class ToNormalizedTensor:
@@ -113,4 +115,5 @@ def quickened(transform: Compose, hflip: Hflip = 0.0) -> Compose:
             links[-1] = ToNormalizedTensor(torch.as_tensor(link.mean).tolist(), torch.as_tensor(link.std).tolist())
         else:
             links.append(link)
+    assert hflip != ALTERNATE or any(isinstance(link, Flip) for link in links), "timm's flip is not torchvision's"
     return Compose(links)

@@ -36,7 +36,7 @@ class Augmentation:
         auto_augment: A timm policy such as "rand-m9-mstd0.5-inc1"; "none" = off.
         random_erasing: Probability that a random rectangle is replaced by noise.
         shift: How far an image is moved at most before all else, pixels as they are in the file: a random number up to
-            it, rounded, down or up and right or left. What comes in is black.
+            it, rounded, down or up and right or left. What comes in is black. For classification alone.
     """
 
     given: InitVar[frozenset[str] | None] = field(default=None, kw_only=True)
@@ -49,12 +49,13 @@ class Augmentation:
     shift: float | None = None
 
     def __post_init__(self, given: frozenset[str] | None) -> None:
-        if isinstance(self.hflip, str) and self.hflip != ALTERNATE:
-            raise ConfigError(f"augmentation.hflip={self.hflip!r}: want a probability, 0 to 1, or {ALTERNATE!r}")
-        for name in ("hflip", "random_erasing"):
+        for name, word in (("hflip", ALTERNATE), ("random_erasing", None)):
             value = getattr(self, name)
-            if value is not None and value != ALTERNATE and not 0 <= value <= 1:
-                raise ConfigError(f"augmentation.{name}={value}: a probability, want 0 to 1")
+            if value is None or value == word:
+                continue
+            if isinstance(value, str) or not 0 <= value <= 1:
+                hint = f", or {word!r}" if word else ""
+                raise ConfigError(f"augmentation.{name}={value!r}: a probability, want 0 to 1{hint}")
         if self.color_jitter is not None and self.color_jitter < 0:
             raise ConfigError(f"augmentation.color_jitter={self.color_jitter}: want 0 (off) or more")
         if self.shift is not None and not 0 <= self.shift < float("inf"):

@@ -140,7 +140,6 @@ class TrainTransform:
 
     def __call__(self, image: Any, labels: Labels) -> tuple[Tensor, Tensor]:
         """A random crop."""
-
         a, p = self.augmentation, self.preprocessing
         pixels = to_tensor(image)
         factor = float(torch.empty(()).uniform_(*a.scale)) if a.scale[0] < a.scale[1] else a.scale[0]

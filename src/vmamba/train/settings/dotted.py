@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vmamba.train.settings.recipe_files import GROUPS
+#: Fields of a configuration that hold fields of their own.
+GROUPS = ("data", "augmentation")
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,12 +21,13 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
-    """Undo `flat`."""
+    """Undo `flat`. A group that is no mapping stays as it is, whatever else there is of it."""
     values: dict[str, Any] = {}
     for name, value in dotted.items():
-        group, _, inner = name.partition(".")
-        if inner:
-            values.setdefault(group, {})[inner] = value
+        group, _, inner = str(name).partition(".")
+        if inner and group in GROUPS:
+            if isinstance(values.setdefault(group, {}), dict):
+                values[group][inner] = value
         else:
             values[name] = value
     return values

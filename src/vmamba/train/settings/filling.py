@@ -7,8 +7,9 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from vmamba.given import given_fields
+from vmamba.train.settings.dotted import GROUPS
 from vmamba.train.settings.recipe import Recipe
-from vmamba.train.settings.recipe_files import GROUPS, read_recipe
+from vmamba.train.settings.recipe_files import read_recipe
 from vmamba.typed import typed
 
 if TYPE_CHECKING:

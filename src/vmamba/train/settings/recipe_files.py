@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vmamba.errors import ConfigError, nearest
+from vmamba.train.settings.dotted import GROUPS, flat, nested
 
 #: A recipe's key that is no field of a configuration: the recipe, by name or path, that it changes.
 BASE = "base"
-
-#: Fields of a configuration that hold fields of their own.
-GROUPS = ("data", "augmentation")
 
 #: The fields that a recipe may not set: where a run lies, and what is asked of one.
 NOT_OF_A_RECIPE = ("output", "resume", "recipe")
@@ -87,7 +85,7 @@ def _own(recipe: str) -> dict[str, Any]:
     for group in GROUPS:
         if not isinstance(values.get(group, {}), Mapping):
             raise ConfigError(f"recipe {recipe}: {group}={values[group]!r}: want a mapping of its fields")
-    return dict(values)
+    return nested(flat(values))
 
 
 def _beside(recipe: str, base: str) -> str:
