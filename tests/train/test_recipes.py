@@ -45,7 +45,7 @@ UPSTREAM: dict[str, Any] = {
     "model_options": {},
 }
 PER_512 = {"lr": 5e-4, "min_lr": 5e-6, "warmup_lr": 5e-7}
-AUGMENTATION = Augmentation((0.08, 1.0), (3 / 4, 4 / 3), 0.5, 0.4, "rand-m9-mstd0.5-inc1", 0.25)
+AUGMENTATION = Augmentation((0.08, 1.0), (3 / 4, 4 / 3), 0.5, 0.4, "rand-m9-mstd0.5-inc1", 0.25, 0.0)
 
 
 def photos(folder: Path) -> DataConfig:
