@@ -15,6 +15,7 @@ from vmamba.data import Augmentation, DataConfig
 from vmamba.tasks.classification.objective import CrossEntropy
 from vmamba.train.accelerator import accelerator_for
 from vmamba.train.loop.guard import Fault
+from vmamba.train.loop.muon import orthogonal
 from vmamba.train.loop.trainer import Hooks, Trainer
 from vmamba.train.settings.config import TrainConfig
 
@@ -109,3 +110,20 @@ def test_a_loss_that_is_not_finite_is_noticed_later_and_spoils_nothing(
 
     with pytest.raises(InterruptedError):
         trainer.train_epoch(0, Stop())
+
+
+def test_muons_updates_are_orthogonal_in_bfloat16() -> None:
+    """Steep polynomials: a size that rounding lifts past their interval would end at millions."""
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device="cuda", generator=generator)
+
+    for rows, columns in ((16, 16), (16, 18), (64, 128), (256, 1152)):
+        one = drawn(8, rows, 1) @ drawn(8, 1, columns)
+        for matrices in (drawn(8, rows, columns), one, one + 0.01 * drawn(8, rows, columns)):
+            update = orthogonal(matrices)
+            assert update.dtype == torch.bfloat16
+            largest = torch.linalg.svdvals(update.double())[:, 0]
+            assert largest.min() > 0.7
+            assert largest.max() < 1.3
