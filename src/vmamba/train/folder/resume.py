@@ -11,7 +11,7 @@ from vmamba.errors import ConfigError, DataError
 from vmamba.given import given_fields
 from vmamba.train.folder.run_folder import BEFORE, RunFolder, config_from_dict
 from vmamba.train.settings.config import AUTO, TrainConfig
-from vmamba.train.settings.dotted import flat, nested
+from vmamba.train.settings.dotted import GROUPS, flat
 
 #: Fields that may differ from the stored run's: they do not decide what the run is.
 FREE = (
@@ -57,7 +57,7 @@ def resumed_config(given: TrainConfig) -> TrainConfig:
             f"cannot resume {given.resume} with other settings: {'; '.join(differing)}. Leave them out to go on with "
             "the run's own, or start a new run"
         )
-    config = config_from_dict(nested(merged), str(given.resume))
+    config = config_from_dict(merged, str(given.resume))
     return replace(config, output=given.resume, resume=given.resume)
 
 
@@ -110,6 +110,6 @@ def check_epochs(config: TrainConfig, done: int, folder: Path) -> None:
 
 def given_values(config: TrainConfig) -> dict[str, Any]:
     """The plain values of the fields that the caller named, by dotted name, in the order of the fields."""
-    inner = {f"{part}.{name}" for part in ("data", "augmentation") for name in given_fields(getattr(config, part))}
+    inner = {f"{part}.{name}" for part in GROUPS for name in given_fields(getattr(config, part))}
     named = given_fields(config) | inner
     return {name: value for name, value in flat(config.to_dict()).items() if name in named}

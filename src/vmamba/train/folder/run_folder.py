@@ -72,7 +72,7 @@ BEFORE: Mapping[str, Any] = {
 
 
 def config_from_dict(values: Mapping[str, Any], source: str = "the configuration") -> TrainConfig:
-    """Build a `TrainConfig` from what `TrainConfig.to_dict` gives, or an earlier version's.
+    """Build a `TrainConfig` from what `TrainConfig.to_dict` gives, or an earlier version's, by dotted name or not.
 
     Raises:
         ConfigError: an unknown field, or a value of another type.
